@@ -1,0 +1,40 @@
+"""What every job does around its work: one line for an error that the user can mend, exit codes, and one JSON object last on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cola_dist.errors import UserError
+
+DONE, FAILED, BAD_INPUT = 0, 1, 2
+
+
+def run_command(work: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequence[str]) -> int:
+    """Call ``work(argv)`` and print what it returns as the last line of stdout. Returns the process's exit code.
+
+    A ``UserError`` becomes its message on stderr and exit code 2, anything else that is raised exit code 1. ``--debug`` shows the stack trace.
+    A result whose ``status`` is ``failed`` is exit code 1 too.
+    """
+    debug = "--debug" in argv
+    try:
+        result = work(argv)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {_last_line(error)} (--debug shows where)", file=sys.stderr)
+        return FAILED
+    print(json.dumps(result), flush=True)
+    return FAILED if result.get("status") == "failed" else DONE
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"

@@ -1,0 +1,1 @@
+"""What trained models can do: probes of the codes and rollouts of the generator."""

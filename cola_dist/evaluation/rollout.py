@@ -1,0 +1,83 @@
+"""Rollouts of the generator under latent actions, as video to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cola_dist.config import FlowConfig
+from cola_dist.methods.base import Clips
+from cola_dist.methods.cotrain import CoTrain, other_clip
+from cola_dist.methods.draws import Draws
+from cola_dist.models.autoencoder import to_pixels
+from cola_dist.models.flow import sample
+
+SEPARATOR = 2
+"""Width in pixels of the white lines of `grid`."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """uint8 ``[B, T, 3, H, W]`` each; the first frame of all is the clip's own."""
+
+    truth: Tensor
+    own: Tensor
+    """Generated with the actions inferred from the clip itself."""
+    other: Tensor
+    """Generated from the same frame and noise with another clip's actions."""
+
+
+def generate(method: CoTrain, video: Tensor, actions: Tensor, noise: Tensor, context: int = 1) -> Tensor:
+    """Continue the first ``context`` frames of uint8 ``video [B, T, 3, H, W]`` under ``actions [B, T-1, N, D]``; all frames at once.
+
+    ``noise [B, L, C, h, w]`` is where the flow starts. With ``config.flow.guidance`` g other than 1: v = v_null + g (v_actions - v_null).
+    """
+    flow: FlowConfig = method.config.flow
+    latents = method.autoencoder.encode(video)
+    modulation = method.lam.conditioning(actions)
+    null = method.lam.conditioning(method.lam.conditioning.null_actions(*actions.shape[:2]).to(actions.dtype))
+
+    def velocity(x: Tensor, tau: Tensor) -> Tensor:
+        conditioned = method.world.velocity(x, tau, modulation)
+        if flow.guidance == 1.0:
+            return conditioned
+        free = method.world.velocity(x, tau, null)
+        return free + flow.guidance * (conditioned - free)
+
+    return method.autoencoder.decode(sample(velocity, latents[:, :context], noise, flow))
+
+
+@torch.no_grad()
+def rollouts(method: CoTrain, clips: Clips) -> Rollouts:
+    """Rollouts of all ``clips`` (at least two) from their first frame; the noise is keyed by position, so pictures of two steps compare."""
+    _, quantised = method.lam.infer(to_pixels(clips.video))
+    shape = method.autoencoder.encode(clips.video).shape[1:]
+    noise = Draws(method.config.train.seed, clips.position, clips.video.device).normal("rollout", *shape)
+    own = generate(method, clips.video, quantised.actions, noise)
+    other = generate(method, clips.video, quantised.actions[other_clip(clips.source)], noise)
+    return Rollouts(clips.video, own, other)
+
+
+def delta_psnr(result: Rollouts) -> float:
+    """Controllability (Genie, 2402.15391): PSNR of rollouts with own actions less PSNR with another clip's, in dB; context left out."""
+
+    def psnr(frames: Tensor) -> Tensor:
+        error = (frames[:, 1:].float() - result.truth[:, 1:].float()).square().mean((1, 2, 3, 4))
+        return 10 * torch.log10(255.0**2 / error.clamp(min=1e-8))
+
+    return float((psnr(result.own) - psnr(result.other)).mean())
+
+
+def grid(result: Rollouts, scale: int = 3) -> Tensor:
+    """Video uint8 ``[T, 3, H', W']``: a row per clip: truth, own actions, another clip's actions; enlarged ``scale`` times."""
+    columns = torch.stack([result.truth, result.own, result.other], 1).cpu()
+    columns = columns.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+    b, c, t, channels, height, width = columns.shape
+    picture = torch.full((t, channels, b * (height + SEPARATOR) - SEPARATOR, c * (width + SEPARATOR) - SEPARATOR), 255, dtype=torch.uint8)
+    for row in range(b):
+        for column in range(c):
+            top, left = row * (height + SEPARATOR), column * (width + SEPARATOR)
+            picture[:, :, top : top + height, left : left + width] = columns[row, column]
+    return picture

@@ -1,0 +1,51 @@
+"""What is optimised. `build_method` makes the method that a configuration names."""
+
+from __future__ import annotations
+
+import torch
+
+from cola_dist.config import RunConfig
+from cola_dist.methods.base import Clips, Method, StepOutput
+from cola_dist.methods.cotrain import CoTrain
+from cola_dist.methods.pretrain import Pretrain
+from cola_dist.methods.schedule import Phase, phases
+from cola_dist.models.autoencoder import PixelAutoencoder
+from cola_dist.models.lam import LatentActionModel
+from cola_dist.models.world import SpaceTimeDiT, WorldModel
+from cola_dist.models.world.base import compile_blocks
+
+__all__ = ["Clips", "Method", "Phase", "StepOutput", "build_method", "build_world", "phases"]
+
+
+def build_world(config: RunConfig) -> WorldModel:
+    """The generator of ``config.world``: pretrained where it names a folder (raises `UserError` if it does not fit), random otherwise."""
+    shape = {
+        "channels": PixelAutoencoder.channels,
+        "patch": config.world.patch,
+        "width": config.world.width,
+        "depth": config.world.depth,
+        "heads": config.world.heads,
+    }
+    if config.world.pretrained is not None:
+        return SpaceTimeDiT.from_pretrained(config.world.pretrained, shape)
+    return SpaceTimeDiT(**shape)
+
+
+def build_method(config: RunConfig, bf16: bool) -> Method:
+    """The method of ``config``, on the CPU, in fp32; weights not loaded are drawn from ``config.train.seed``, the same on every rank.
+
+    ``bf16`` turns on autocast inside ``forward`` and ``evaluate``. Raises `UserError` if ``config.world.pretrained`` does not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        world = build_world(config)
+        # Seeded again, so that the latent action model starts the same whether the generator was loaded or drawn.
+        torch.manual_seed(config.train.seed + 1)
+        lam = LatentActionModel(config.lam, config.conditioning, world.modulation_shape, PixelAutoencoder.stride, config.train.seed)
+    if config.train.activation_checkpointing:
+        world.enable_checkpointing()
+    if config.train.compile:
+        compile_blocks(world)
+    if config.method == "pretrain":
+        return Pretrain(config, bf16, world)
+    return CoTrain(config, bf16, lam, world)

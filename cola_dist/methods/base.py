@@ -1,0 +1,78 @@
+"""The contract between what is optimised (a method) and how (the training loop)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cola_dist.methods.schedule import Phase
+
+
+@dataclass
+class Clips:
+    """A batch of one worker."""
+
+    video: Tensor
+    """uint8 ``[B, T, 3, H, W]``."""
+    position: Tensor
+    """int64 ``[B]``, global position in the order of clips; keys all randomness of a clip."""
+    source: Tensor
+    """int64 ``[B]``, index of the source in the mixture."""
+
+    def to(self, device: torch.device | str) -> Clips:
+        """The same clips on ``device``."""
+        return Clips(*(tensor.to(device, non_blocking=True) for tensor in (self.video, self.position, self.source)))
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+
+@dataclass
+class StepOutput:
+    """What one differentiable step gives back."""
+
+    loss: Tensor
+    """Scalar with gradient. A mean over clips: averaged over equal shards it is the mean over the global batch."""
+    metrics: dict[str, Tensor]
+    """Detached scalars, averaged over shards as the loss is."""
+    codes: Tensor | None
+    """int64 ``[B, T-1, N]``; none where the method has no latent actions."""
+
+
+class Method(nn.Module):
+    """One differentiable step. Each role is a direct submodule of the role's name."""
+
+    def __init__(self, bf16: bool) -> None:
+        super().__init__()
+        self.bf16 = bf16
+
+    @abstractmethod
+    def roles(self) -> tuple[str, ...]:
+        """Names of the roles, in the order of their parameter groups."""
+
+    def role_parameters(self, role: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters of a role with the names that ``named_parameters`` gives them."""
+        return self.get_submodule(role).named_parameters(prefix=role)
+
+    def set_phase(self, phase: Phase) -> None:
+        """Let the roles of ``phase`` train. The rest costs no weight gradient; gradients still flow through it to what it is given."""
+        for role in self.roles():
+            for _, parameter in self.role_parameters(role):
+                parameter.requires_grad_(role in phase.trains)
+                if role not in phase.trains:
+                    parameter.grad = None
+
+    @abstractmethod
+    def forward(self, clips: Clips, step: int) -> StepOutput:
+        """Loss of one (micro-)batch. ``step`` is the optimizer step, the same on every rank and micro-batch."""
+
+    @abstractmethod
+    def evaluate(self, clips: Clips) -> dict[str, Tensor]:
+        """Additive sums over held-out clips for `cola_dist.diagnostics`; the sums of batches and ranks add up to those of the whole set."""
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)

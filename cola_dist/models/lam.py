@@ -1,0 +1,65 @@
+"""The latent action model: inverse dynamics, bottleneck, and the conditioning that carries its actions to the generator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cola_dist.config import BottleneckConfig, ConditioningConfig, LamConfig
+from cola_dist.models.bottleneck import Quantised, VectorQuantiser
+from cola_dist.models.conditioning import ActionConditioning
+from cola_dist.models.layers import NORM_EPS, AttentionPool, SpaceTimeBlock, patchify, spatial_positions, temporal_positions
+
+
+class InverseDynamics(nn.Module):
+    """ST-transformer over pixels; the patches of two neighbouring frames are pooled by attention into N tokens of D dimensions.
+
+    Temporal attention is causal, so the token of a transition depends on no frame after it.
+    """
+
+    def __init__(self, config: LamConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = 6 if config.difference_input else 3
+        self.embed = nn.Linear(channels * config.patch**2, config.width)
+        self.blocks = nn.ModuleList(SpaceTimeBlock(config.width, config.heads, modulated=False) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.side = nn.Parameter(torch.randn(2, 1, config.width) * 0.02)
+        self.pool = AttentionPool(config.width, config.heads, config.tokens)
+        self.project = nn.Linear(config.width, config.bottleneck.dim)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels ``[B, T, 3, H, W]`` in [-1, 1] to ``z [B, T-1, N, D]``."""
+        if self.config.difference_input:
+            change = torch.zeros_like(pixels)
+            change[:, 1:] = pixels[:, 1:] - pixels[:, :-1]
+            pixels = torch.cat([pixels, change], 2)
+        b, t, _, height, width = pixels.shape
+        x = self.embed(patchify(pixels, self.config.patch))
+        x = x + spatial_positions(height // self.config.patch, width // self.config.patch, self.config.width, x.device)
+        x = x + temporal_positions(t, self.config.width, x.device)[:, None]
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        pairs = torch.cat([x[:, :-1] + self.side[0], x[:, 1:] + self.side[1]], 2)
+        pooled = self.pool(pairs.flatten(0, 1))
+        z: Tensor = self.project(pooled)
+        return z.reshape(b, t - 1, self.config.tokens, -1)
+
+
+class LatentActionModel(nn.Module):
+    """Role "lam": everything that trains in warm-up."""
+
+    def __init__(
+        self, config: LamConfig, conditioning: ConditioningConfig, modulation_shape: tuple[int, ...], stride: int, seed: int
+    ) -> None:
+        super().__init__()
+        bottleneck: BottleneckConfig = config.bottleneck
+        self.idm = InverseDynamics(config)
+        self.bottleneck = VectorQuantiser(bottleneck, seed)
+        self.conditioning = ActionConditioning(conditioning, config.tokens, bottleneck.dim, modulation_shape, stride)
+
+    def infer(self, pixels: Tensor, step: int | None = None) -> tuple[Tensor, Quantised]:
+        """z ``[B, T-1, N, D]`` of pixels ``[B, T, 3, H, W]`` in [-1, 1], and its quantisation; ``step`` as in `VectorQuantiser`."""
+        z = self.idm(pixels)
+        return z, self.bottleneck(z, step)

@@ -1,0 +1,139 @@
+"""What a generator must offer, and how its weights are kept: ``config.json`` beside ``model.safetensors``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from cola_dist.errors import UserError
+
+FORMAT_VERSION = 1
+
+
+class WorldModel(nn.Module):
+    """A pretrained video generator that takes per-frame latent-action modulation."""
+
+    kind: ClassVar[str]
+    """Name of the architecture in ``config.json``."""
+    content_hash: str | None = None
+    """sha256 of the ``model.safetensors`` that the weights came from; none = random weights."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> dict[str, int]:
+        """The constructor's arguments, as ``config.json`` keeps them."""
+
+    @property
+    @abstractmethod
+    def modulation_shape(self) -> tuple[int, ...]:
+        """What conditioning must produce per latent frame."""
+
+    @abstractmethod
+    def velocity(self, x_tau: Tensor, tau: Tensor, modulation: Tensor | None) -> Tensor:
+        """Velocity ``[B, L, C, h, w]`` of ``x_tau [B, L, C, h, w]`` at flow times ``tau [B, L]`` (0 = clean context).
+
+        ``modulation [B, L, *modulation_shape]`` is added to what the flow time gives; none = the generator as it was pretrained.
+        """
+
+    @abstractmethod
+    def transformer_blocks(self) -> Sequence[nn.Module]:
+        """The blocks that may be compiled one by one."""
+
+    @abstractmethod
+    def enable_checkpointing(self) -> None:
+        """From here on, keep only the input of each block and compute its activations again in backward."""
+
+    def save_pretrained(self, uri: str) -> str:
+        """Write ``config.json`` and ``model.safetensors`` (fp32) into the folder ``uri``; return the sha256 of the weights' file."""
+        from safetensors.torch import save
+
+        from cola_dist import storage
+
+        weights = save({name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()})
+        content_hash = hashlib.sha256(weights).hexdigest()
+        config = {"format": FORMAT_VERSION, "kind": self.kind, "shape": self.shape, "sha256": content_hash}
+        storage.write_bytes(storage.join(uri, "model.safetensors"), weights)
+        storage.write_bytes(storage.join(uri, "config.json"), json.dumps(config, indent=2).encode() + b"\n")
+        return content_hash
+
+    @classmethod
+    def from_pretrained(cls, uri: str, expected: Mapping[str, int]) -> Self:
+        """Load the folder ``uri`` (path, ``s3://...`` or ``embedded:NAME``); it must hold a model of this kind and of the ``expected`` shape.
+
+        Raises `UserError` that names the field or tensor which does not fit, and the remedy.
+        """
+        config, where = _read_config(uri), f"{uri}/config.json"
+        if config.get("kind") != cls.kind:
+            raise UserError(f"{where} holds a model of kind {config.get('kind')!r}, not {cls.kind!r}: choose another world.pretrained")
+        for name, value in expected.items():
+            found = config["shape"].get(name)
+            if found != value:
+                remedy = f"set world.{name} to {found} or choose another world.pretrained"
+                raise UserError(f"world.{name} is {value} but {where} has {found}: {remedy}")
+        model = cls(**config["shape"])
+        model.content_hash = model._load_weights(uri, config["sha256"])
+        return model
+
+    def _load_weights(self, uri: str, content_hash: str) -> str:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        from cola_dist import storage
+
+        where = f"{uri}/model.safetensors"
+        try:
+            raw = storage.read_bytes(storage.join(uri, "model.safetensors"))
+        except FileNotFoundError:
+            raise UserError(f"{where} is missing: point world.pretrained to a folder written by save_pretrained") from None
+        if hashlib.sha256(raw).hexdigest() != content_hash:
+            raise UserError(f"{where} does not have the sha256 that its config.json names: copy the folder again from its origin")
+        try:
+            tensors = load(raw)
+        except SafetensorError as error:
+            raise UserError(f"{where} cannot be read ({error}): copy the folder again from its origin") from None
+        self._check_tensors(where, tensors)
+        self.load_state_dict(tensors)
+        return content_hash
+
+    def _check_tensors(self, where: str, tensors: Mapping[str, Tensor]) -> None:
+        wanted = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        remedy = "use weights saved by this version for this shape, or choose another world.pretrained"
+        for name, shape in wanted.items():
+            if name not in tensors:
+                raise UserError(f"{where} lacks the tensor {name}: {remedy}")
+            if tuple(tensors[name].shape) != shape:
+                raise UserError(f"{where}: tensor {name} is {tuple(tensors[name].shape)}, the model needs {shape}: {remedy}")
+        for name in tensors:
+            if name not in wanted:
+                raise UserError(f"{where} has a tensor {name} that the model does not know: {remedy}")
+
+
+def _read_config(uri: str) -> dict[str, Any]:
+    from cola_dist import storage
+
+    where = f"{uri}/config.json"
+    try:
+        config = json.loads(storage.read_bytes(storage.join(uri, "config.json")))
+    except FileNotFoundError:
+        raise UserError(f"{where} is missing: point world.pretrained to a folder written by save_pretrained") from None
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error}): copy the folder again from its origin") from None
+    if (
+        not isinstance(config, dict)
+        or config.get("format") != FORMAT_VERSION
+        or not isinstance(config.get("shape"), dict)
+        or "sha256" not in config
+    ):
+        raise UserError(f"{where} is not a generator's config of format {FORMAT_VERSION}: save it again with this version")
+    return config
+
+
+def compile_blocks(model: WorldModel) -> None:
+    """``torch.compile`` each transformer block in place; parameter names stay as they are."""
+    for block in model.transformer_blocks():
+        block.compile()

@@ -1,0 +1,71 @@
+"""A small space-time diffusion transformer, causal in time, in the manner of Open-Sora's STDiT3 without text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cola_dist.models.layers import NORM_EPS, SpaceTimeBlock, patchify, sinusoid, spatial_positions, temporal_positions, unpatchify
+from cola_dist.models.world.base import WorldModel
+
+
+class SpaceTimeDiT(WorldModel):
+    """Blocks of spatial attention, causal temporal attention and MLP, each modulated per frame by the flow time.
+
+    As in STDiT3 one small network turns the flow time into nine shared rows (shift, scale, gate of three sublayers) and each block adds a
+    table of its own. Gates and output start at zero. Positions are fixed sinusoids: frames of other sizes and lengths need no new
+    weights.
+    """
+
+    kind = "space_time_dit"
+
+    def __init__(self, channels: int, patch: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.channels, self.patch, self.width, self.depth, self.heads = channels, patch, width, depth, heads
+        self.embed = nn.Linear(channels * patch**2, width)
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.time_modulation = nn.Linear(width, 9 * width)
+        self.tables = nn.Parameter(torch.zeros(depth, 9, width))
+        self.blocks = nn.ModuleList(SpaceTimeBlock(width, heads, modulated=True) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
+        self.out_modulation = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, channels * patch**2)
+        for layer in (self.time_modulation, self.out_modulation, self.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self._checkpointing = False
+
+    @property
+    def shape(self) -> dict[str, int]:
+        return {"channels": self.channels, "patch": self.patch, "width": self.width, "depth": self.depth, "heads": self.heads}
+
+    @property
+    def modulation_shape(self) -> tuple[int, ...]:
+        """Per block nine rows: shift, scale, gate of spatial attention, temporal attention and MLP."""
+        return (self.depth, 9, self.width)
+
+    def transformer_blocks(self) -> Sequence[nn.Module]:
+        return list(self.blocks)
+
+    def enable_checkpointing(self) -> None:
+        self._checkpointing = True
+
+    def velocity(self, x_tau: Tensor, tau: Tensor, modulation: Tensor | None) -> Tensor:
+        _, frames, _, height, width = x_tau.shape
+        time = self.time(sinusoid(tau * 1000.0, self.width))
+        shared = self.time_modulation(time).unflatten(-1, (9, self.width))
+        x = self.embed(patchify(x_tau, self.patch))
+        x = x + spatial_positions(height // self.patch, width // self.patch, self.width, x.device)
+        x = x + temporal_positions(frames, self.width, x.device)[:, None]
+        checkpointing = self._checkpointing and torch.is_grad_enabled()
+        for index, block in enumerate(self.blocks):
+            rows = shared + self.tables[index]
+            if modulation is not None:
+                rows = rows + modulation[:, :, index]
+            x = checkpoint(block, x, rows, use_reentrant=False) if checkpointing else block(x, rows)
+        shift, scale = self.out_modulation(time).unsqueeze(2).chunk(2, -1)
+        x = self.out(self.norm(x) * (1 + scale) + shift)
+        return unpatchify(x, self.patch, height, width)

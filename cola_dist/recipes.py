@@ -1,0 +1,94 @@
+"""Named runs. A recipe copies a base and changes a few fields; command line and YAML change more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from cola_dist.config import (
+    BottleneckConfig,
+    ConditioningConfig,
+    DataConfig,
+    DiagnosticsConfig,
+    FlowConfig,
+    LamConfig,
+    OptimConfig,
+    PhaseConfig,
+    RunConfig,
+    TrackingConfig,
+    TrainConfig,
+    WorldConfig,
+)
+
+EMBEDDED = {"embedded:robot": 0.5, "embedded:hand": 0.5}
+
+
+def tiny() -> RunConfig:
+    """The demo: embedded clips, embedded pretrained generator, two CPU workers, minutes."""
+    return RunConfig(
+        recipe="tiny",
+        output="runs",
+        method="cotrain",
+        data=DataConfig(mixture=EMBEDDED, steps_per_read=8, reader_cpus=0.25),
+        lam=LamConfig(),
+        conditioning=ConditioningConfig(),
+        world=WorldConfig(pretrained="embedded:world"),
+        flow=FlowConfig(),
+        warmup=PhaseConfig(steps=250, lr_lam=1e-3),
+        joint=PhaseConfig(steps=250, lr_lam=1e-3, lr_world=1e-4),
+        optim=OptimConfig(),
+        train=TrainConfig(cpus_per_worker=0.5, precision="fp32"),
+        diagnostics=DiagnosticsConfig(probe_clips=512),
+        tracking=TrackingConfig(),
+    )
+
+
+def tiny_pretrain() -> RunConfig:
+    """How the embedded generator was made: the same clips, video alone, no actions, no LAM."""
+    base = tiny()
+    return replace(
+        base,
+        recipe="tiny-pretrain",
+        method="pretrain",
+        world=replace(base.world, pretrained=None),
+        warmup=PhaseConfig(steps=0),
+        joint=PhaseConfig(steps=20_000, lr_lam=0.0, lr_world=1e-3),
+        optim=replace(base.optim, decay="cosine", lr_warmup_steps=200),
+        train=replace(base.train, checkpoint_every=1000),
+        diagnostics=replace(base.diagnostics, every=1000, video_every=5000, probe_clips=0),
+    )
+
+
+def small() -> RunConfig:
+    """One GPU, about 100 M parameters, 64 pixels. Pretrain first (`small-pretrain`), then pass the export as ``--world.pretrained``."""
+    base = tiny()
+    return replace(
+        base,
+        recipe="small",
+        data=replace(base.data, frames=9, resolution=64, reader_cpus=1.0),
+        lam=LamConfig(patch=8, width=384, depth=8, heads=6, bottleneck=BottleneckConfig()),
+        conditioning=ConditioningConfig(depth=4, width=384, heads=6),
+        world=WorldConfig(pretrained=None, patch=4, width=512, depth=12, heads=8),
+        warmup=PhaseConfig(steps=4_000, lr_lam=3e-4),
+        joint=PhaseConfig(steps=16_000, lr_lam=3e-4, lr_world=7.5e-5),
+        optim=replace(base.optim, global_batch=64, lr_warmup_steps=500),
+        train=replace(base.train, workers=1, gpus=True, cpus_per_worker=1.0, precision="auto", checkpoint_every=1000, deterministic=False),
+        diagnostics=replace(base.diagnostics, every=500, clips=512, video_every=2000),
+    )
+
+
+def small_pretrain() -> RunConfig:
+    """The generator of `small` on video alone."""
+    base = small()
+    return replace(
+        base,
+        recipe="small-pretrain",
+        method="pretrain",
+        warmup=PhaseConfig(steps=0),
+        joint=PhaseConfig(steps=50_000, lr_lam=0.0, lr_world=3e-4),
+        optim=replace(base.optim, decay="cosine"),
+        diagnostics=replace(base.diagnostics, probe_clips=0),
+    )
+
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {recipe().recipe: recipe for recipe in (tiny, small, tiny_pretrain, small_pretrain)}

@@ -1,0 +1,1 @@
+"""How a method is optimised: the DeepSpeed engine, checkpoints, the loop of one worker, and its launch under Ray Train."""

@@ -1,0 +1,43 @@
+"""What the machine offers to one worker."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+import torch
+
+from cola_dist.config import TrainConfig
+from cola_dist.errors import UserError
+
+
+def computes_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to cast to bf16: as told, or for ``auto`` where the hardware multiplies matrices in it (emulation is slower than fp32)."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def prepare(train: TrainConfig, device: torch.device) -> None:
+    """Set threads and determinism of this process. Raises ``UserError`` where a GPU is asked for and there is none."""
+    if train.gpus and device.type != "cuda":
+        raise UserError("train.gpus is true but this worker sees no GPU: add GPUs to the cluster or set --train.gpus False")
+    torch.set_num_threads(max(1, int(train.cpus_per_worker)))
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held so far: allocated GPU memory since ``reset_peak_memory``, or the process's largest resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new peak on a GPU. The operating system keeps one peak per process, so on CPU a later phase includes the earlier ones."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)

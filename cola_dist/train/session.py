@@ -1,0 +1,136 @@
+"""What one training process does around the loop: tracking, the loop, the export, the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import secrets
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save as to_safetensors
+
+from cola_dist import storage
+from cola_dist.config import RunConfig
+from cola_dist.methods import Method, build_method
+from cola_dist.settings import to_yaml
+from cola_dist.tracking import NullTracker, RunTracker, Tracker, run_id
+from cola_dist.train.checkpoint import Checkpoint
+from cola_dist.train.loop import Loop, Outcome
+from cola_dist.train.worker import Worker
+
+_VERSIONS = ("torch", "ray", "deepspeed", "diffusers", "mlflow", "av")
+
+
+def run_worker(config: RunConfig, run_uri: str, worker: Worker) -> dict[str, Any]:
+    """Train as one rank of an initialised process group. Rank 0 exports and writes ``RUN/result.json``; every rank returns the result.
+
+    Raises ``UserError`` for what the user must mend.
+    """
+    attempt = [secrets.token_hex(4)]
+    dist.broadcast_object_list(attempt, src=0)
+    tracker: RunTracker = _open_tracker(config, run_uri) if worker.rank == 0 else NullTracker()
+    try:
+        loop = Loop(config, run_uri, worker, tracker, attempt[0])
+        if worker.rank == 0:
+            _track_origin(tracker, config, loop)
+        outcome = loop.run()
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    result = [_finish(config, run_uri, outcome, tracker) if worker.rank == 0 else {}]
+    dist.broadcast_object_list(result, src=0)
+    return result[0]
+
+
+def spool_folder(config: RunConfig, run_uri: str) -> Path:
+    """Where metrics wait for MLflow: in the run's folder, or on this machine's disk when runs live in object storage."""
+    local = storage.local_path(run_uri)
+    return (local if local is not None else Path(tempfile.gettempdir()) / "cola-dist" / run_uri.rsplit("/", 1)[-1]) / "tracking"
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """The tracking URI of the configuration, or the database beside the runs."""
+    return config.tracking.uri or f"sqlite:///{storage.local_path(config.output)}/mlflow.db"
+
+
+def _open_tracker(config: RunConfig, run_uri: str) -> Tracker:
+    name = run_uri.rstrip("/").rsplit("/", 1)[-1]
+    artifacts = None if config.tracking.uri else str(storage.local_path(storage.join(config.output, "mlartifacts")))
+    return Tracker(spool_folder(config, run_uri), tracking_uri(config), config.tracking.experiment, name, artifacts, identity=name)
+
+
+def _track_origin(tracker: RunTracker, config: RunConfig, loop: Loop) -> None:
+    """Resolved configuration, commit, versions, hashes of data and pretrained model."""
+    tracker.log_params(dict(_flat(dataclasses.asdict(config))))
+    tracker.log_text(to_yaml(config), "config.yaml")
+    versions = {f"version.{name}": importlib.metadata.version(name) for name in _VERSIONS}
+    data = {f"data.{folder.source}": folder.content_hash for folder in loop.reader.folders}
+    pretrained = {"pretrained.world": loop.stage.pretrained_hash()}
+    tracker.set_tags({"git.commit": _commit(), "version.python": platform.python_version()} | versions | data | pretrained)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Mapping[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+    return flat
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _finish(config: RunConfig, run_uri: str, outcome: Outcome, tracker: RunTracker) -> dict[str, Any]:
+    exported = export(config, outcome.checkpoint, run_uri) if outcome.status == "finished" else ""
+    result = {
+        "run_id": run_uri.rstrip("/").rsplit("/", 1)[-1],
+        "status": outcome.status,
+        "error": outcome.error,
+        "steps": outcome.step,
+        "checkpoint": outcome.checkpoint,
+        "export": exported,
+        "clips_per_s": outcome.clips_per_s,
+        "record": outcome.record,
+    }
+    delivered = tracker.finish({"finished": "FINISHED", "interrupted": "KILLED"}.get(outcome.status, "FAILED"))  # type: ignore[arg-type]
+    result |= {"mlflow_run": run_id(spool_folder(config, run_uri)), "tracked": delivered}
+    storage.write_bytes(storage.join(run_uri, "result.json"), json.dumps(result, indent=1).encode())
+    return result
+
+
+def export(config: RunConfig, checkpoint_uri: str, run_uri: str) -> str:
+    """Write the trained roles below ``RUN/export``: ``world`` (and ``world_ema``) for ``from_pretrained``, ``lam``. Returns the folder."""
+    checkpoint = Checkpoint(checkpoint_uri)
+    folder = storage.join(run_uri, "export")
+    method = build_method(config, bf16=False)
+    for role in method.roles():
+        _copy(method, checkpoint.weights(role))
+    method.world.save_pretrained(storage.join(folder, "world"))
+    if "lam" in method.roles():
+        weights = {name.removeprefix("lam."): p.detach().contiguous() for name, p in method.role_parameters("lam")}
+        storage.write_bytes(storage.join(folder, "lam", "model.safetensors"), to_safetensors(weights))
+        storage.write_bytes(storage.join(folder, "lam", "config.yaml"), to_yaml(config).encode())
+    averaged = checkpoint.weights("world", "ema")
+    if averaged:
+        _copy(method, averaged)
+        method.world.save_pretrained(storage.join(folder, "world_ema"))
+    return folder
+
+
+def _copy(method: Method, weights: Mapping[str, torch.Tensor]) -> None:
+    own = dict(method.named_parameters())
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)

@@ -1,0 +1,137 @@
+"""One phase on stage: a method with the right weights inside an engine, and the way back into a checkpoint.
+
+A phase change and a resume are the same thing: a new engine is built from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cola_dist.config import RunConfig
+from cola_dist.errors import UserError
+from cola_dist.methods import Method, Phase, build_method
+from cola_dist.train.checkpoint import Checkpoint, CheckpointWriter, Position, weights_hash
+from cola_dist.train.engine import MOMENTS, Engine
+from cola_dist.train.hardware import computes_bf16
+
+_AVERAGED_ROLE = "world"
+
+
+class Stage:
+    """Builds the engine of each phase in turn and keeps what lives beside it: the averaged weights and the references to frozen roles."""
+
+    def __init__(self, config: RunConfig, device: torch.device, order_hash: str) -> None:
+        self.config, self.device, self.order_hash = config, device, order_hash
+        self._bf16 = computes_bf16(config.train.precision, device)
+        self._engine: Engine | None = None
+        self._copy: Method | None = None
+        self._ema: dict[str, Tensor] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the phase that is open."""
+        assert self._engine is not None, "no phase is open"
+        return self._engine
+
+    def open(self, phase: Phase, checkpoint_uri: str) -> Engine:
+        """Build the phase's engine from the newest checkpoint, or from the start if there is none. Raises ``UserError`` if it does not fit."""
+        checkpoint = Checkpoint(checkpoint_uri) if checkpoint_uri else None
+        method = build_method(self.config, self._bf16)
+        self._shapes = {name: tuple(p.shape) for name, p in method.named_parameters()}
+        if checkpoint is not None:
+            self._check(checkpoint, method)
+            for role in method.roles():
+                _load(method, checkpoint.weights(role))
+            _load(method, checkpoint.buffers)
+        engine = Engine(method, phase, self.config.optim, self.config.train, self.device)
+        if checkpoint is not None:
+            self._load_moments(engine, checkpoint)
+        self._engine = engine
+        self._start_average(checkpoint)
+        return engine
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.engine.close()
+        self._engine, self._copy, self._ema = None, None, {}
+
+    def plain_method(self) -> Method:
+        """The method with whole, current weights on this rank, outside DeepSpeed's hooks. Collective at ZeRO stage 3."""
+        if self.config.train.zero_stage < 3:
+            return self.engine.method
+        if self._copy is None:
+            self._copy = build_method(self.config, self._bf16).to(self.device)
+        for role in self.engine.method.roles():
+            _load(self._copy, self.engine.full_weights(role))
+        _load(self._copy, dict(self.engine.method.named_buffers()))
+        return self._copy
+
+    def hashes(self) -> dict[str, str]:
+        """Hash of each role's current weights. Collective at ZeRO stage 3."""
+        return {role: weights_hash(self.engine.full_weights(role)) for role in self.engine.method.roles()}
+
+    def pretrained_hash(self) -> str:
+        """Hash of the generator's weights before training, as they are in the file; of the seed's weights where there is none."""
+        return weights_hash(dict(build_method(self.config, bf16=False).role_parameters("world")))
+
+    def after_step(self, applied: bool) -> None:
+        """Move the averaged weights of the generator towards the current ones."""
+        if applied and self._ema:
+            for fragment in self.engine.fragments:
+                if fragment.name in self._ema:
+                    self._ema[fragment.name].lerp_(fragment.weight, 1 - self.config.optim.ema_decay)
+
+    def save(self, writer: CheckpointWriter, step: int, phase: Phase, record: Mapping[str, Any]) -> str:
+        """Start writing a checkpoint. Frozen roles are saved as a reference and the hash of their weights."""
+        method = self.engine.method
+        frozen = {
+            role: {"uri": self.config.world.pretrained or f"seed {self.config.train.seed}", "sha256": weights_hash(self.engine.full_weights(role))}
+            for role in method.roles()
+            if role not in phase.trains
+        }
+        position = Position(step, phase.name, self.config.recipe, self.order_hash, self.engine.adam_steps(), frozen, record)
+        return writer.save(position, self.engine.fragments, dict(method.named_buffers()), self._ema, self._shapes)
+
+    def _check(self, checkpoint: Checkpoint, method: Method) -> None:
+        where = f"checkpoint {checkpoint.uri}"
+        if checkpoint.position.recipe != self.config.recipe:
+            raise UserError(f"{where} is of recipe {checkpoint.position.recipe!r}, not {self.config.recipe!r}: resume it with its own recipe")
+        if checkpoint.position.order_hash != self.order_hash:
+            raise UserError(f"{where} was trained on another sequence of clips: restore the shards and data settings of that run, or start a new one")
+        for name, shape in checkpoint.shapes.items():
+            if self._shapes.get(name) != shape:
+                raise UserError(f"{where} has {name} of shape {shape}, this model {self._shapes.get(name, 'none')}: resume it with its own model settings")
+        for role, reference in checkpoint.position.frozen.items():
+            if weights_hash({n: p for n, p in method.role_parameters(role)}) != reference["sha256"]:
+                raise UserError(f"{where} refers to the frozen {role} model {reference['uri']}, whose weights have changed: restore that model")
+
+    def _load_moments(self, engine: Engine, checkpoint: Checkpoint) -> None:
+        saved = set(checkpoint.position.adam_steps)
+        for fragment in engine.fragments:
+            if fragment.role in saved:
+                for kind in MOMENTS:
+                    getattr(fragment, kind).copy_(checkpoint.read(kind, fragment.name, fragment.start, fragment.weight.numel()))
+        engine.set_adam_steps(checkpoint.position.adam_steps)
+
+    def _start_average(self, checkpoint: Checkpoint | None) -> None:
+        if self.config.optim.ema_decay == 0:
+            return
+        saved = checkpoint.weights(_AVERAGED_ROLE, "ema") if checkpoint is not None else {}
+        for fragment in self.engine.fragments:
+            if fragment.role == _AVERAGED_ROLE:
+                whole = saved.get(fragment.name)
+                stop = fragment.start + fragment.weight.numel()
+                self._ema[fragment.name] = fragment.weight.clone() if whole is None else whole.flatten()[fragment.start : stop].to(self.device)
+
+
+def _load(method: Method, tensors: Mapping[str, Tensor]) -> None:
+    """Copy named parameters or buffers into a method that DeepSpeed has not taken over."""
+    own = dict(method.named_parameters()) | dict(method.named_buffers())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)

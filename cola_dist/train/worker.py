@@ -1,0 +1,51 @@
+"""What the loop needs from whoever runs it. Ray Train is one such host (`cola_dist.train.launch`); one plain process is another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from cola_dist.data.order import rank_positions
+from cola_dist.data.stream import Batch, ClipReader, StreamPlan
+
+
+class Worker(Protocol):
+    """One process of the training group, with ``torch.distributed`` initialised."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def batches(self, reader: ClipReader, plan: StreamPlan) -> Iterator[Batch]:
+        """This rank's batch of each step of the plan."""
+
+    def report(self, progress: Mapping[str, Any]) -> bool:
+        """Show progress to the user; returns whether the user asked to stop. Cheap enough for every step."""
+
+
+@dataclass
+class LocalWorker:
+    """The only worker, in this process, reading its clips itself: for machines without Ray, and for measuring the loop alone."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+    def batches(self, reader: ClipReader, plan: StreamPlan) -> Iterator[Batch]:
+        """Read and decode in this process, step by step."""
+        for step in range(plan.first_step, plan.last_step):
+            yield reader.read_many(rank_positions(step, plan.global_batch, self.rank, self.world))
+
+    def report(self, progress: Mapping[str, Any]) -> bool:
+        """Print a line at each evaluation."""
+        if progress.get("verdict_at") == progress.get("step"):
+            print({k: round(v, 4) if isinstance(v, float) else v for k, v in progress.items()}, flush=True)
+        return False

@@ -1,0 +1,46 @@
+"""Co-train a latent action model and a world model: warm-up, then jointly.
+
+    python jobs/cotrain.py [recipe] [--section.field VALUE ...] [--config FILE.yaml] [--resume RUN] [--dry-run] [--debug]
+
+The same on a cluster: ``ray job submit --working-dir . -- python jobs/cotrain.py``. The last line on stdout is a JSON object.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console
+
+from cola_dist.command import run_command
+from cola_dist.settings import check, parse_job
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    began = time.monotonic()
+    job = parse_job(argv, default_recipe="tiny", prog="jobs/cotrain.py", method="cotrain")
+    check(job.config)
+
+    from cola_dist.train.job import new_run_id, preflight, resolve, summary
+    from cola_dist.train.progress import indicator_table
+
+    config, run_uri = resolve(job, new_run_id(job.config.recipe))
+    check(config)
+    report = preflight(config, run_uri)
+    if job.dry_run:
+        return {"status": "dry run", "run": run_uri, **report}
+
+    from cola_dist.train.launch import launch
+
+    result = launch(config, run_uri, job.debug)
+    Console(width=120).print(indicator_table(result["record"]))
+    return summary(result, time.monotonic() - began)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,102 @@
+"""Pack episodes into a shard folder: from a simulator, or from a folder of video files.
+
+    python jobs/pack.py simulate --output FOLDER --domain robot --episodes 240
+    python jobs/pack.py video FOLDER --output s3://BUCKET/FOLDER --domain human
+
+Exit codes: 0 done (the last line of stdout is one JSON object), 1 failure, 2 something given is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from cola_dist.data.shards import ShardWriter
+from cola_dist.data.sources import SourceEpisode, write_source
+from cola_dist.data.sources.simulate import SOURCES, simulate
+from cola_dist.data.sources.video import VideoFolder
+from cola_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Pack:
+    output: str
+    """Folder to write, local or s3://BUCKET/FOLDER; must not hold shards yet."""
+    heldout_share: float = 0.1
+    """Share set aside for evaluation: of the episodes (simulate) or of the files (video)."""
+    shard_mb: int = 256
+    """Largest size of one shard in MiB."""
+    crf: int = 28
+    """H.264 quality: 0 is lossless, 51 the worst; 23 is near to transparent."""
+    debug: bool = False
+    """Show the stack trace of an error."""
+
+
+@dataclass(frozen=True)
+class Simulate(Pack):
+    """Record simulated episodes (needs the "sim" extra)."""
+
+    domain: Literal["robot", "hand"] = "robot"
+    episodes: int = 240
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Video(Pack):
+    """Pack plain video files of any container."""
+
+    folder: tyro.conf.Positional[str] = "."
+    """Folder with the files, local or s3://."""
+    resolution: int = 128
+    """Short side of the stored video in pixels; smaller videos keep their size."""
+    source: str = "video"
+    domain: Literal["human", "robot"] = "human"
+
+
+def episodes_of(args: Simulate | Video) -> tuple[Iterator[SourceEpisode], int, str, str, Counter[str]]:
+    """Episodes, how many to expect, source, domain, and skipped files by reason."""
+    if isinstance(args, Video):
+        folder = VideoFolder(args.folder, args.resolution, args.heldout_share)
+        return folder.episodes(), folder.segments, args.source, args.domain, folder.skipped
+    source, domain = SOURCES[args.domain]
+    return simulate(args.domain, args.episodes, args.seed, args.heldout_share), args.episodes, source, domain, Counter()
+
+
+def run(args: Simulate | Video, console: Console) -> dict[str, object]:
+    episodes, expected, source, domain, skipped = episodes_of(args)
+    with ShardWriter(args.output, source, domain, args.shard_mb * 1024**2) as writer:
+        write_source(writer, track(episodes, total=expected, description="packing", console=console), args.crf)
+        folder = writer.close()
+    counts = {"episodes": len(folder.episodes), "heldout": len(folder.split("heldout"))}
+    counts |= {"frames": sum(episode.frames for episode in folder.episodes), "bytes": sum(folder.shards.values())}
+    table = Table(title=args.output, show_header=False)
+    for name, count in [*counts.items(), *((f"skipped: {reason}", count) for reason, count in sorted(skipped.items()))]:
+        table.add_row(name, f"{count:,}")
+    console.print(table)
+    about = {"output": args.output, "source": source, "domain": domain, "content_hash": folder.content_hash}
+    return {**about, **counts, "skipped": dict(sorted(skipped.items()))}
+
+
+def main() -> int:
+    args = tyro.cli(Simulate | Video, description=__doc__)
+    try:
+        print(json.dumps(run(args, Console(stderr=True))))
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
