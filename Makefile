@@ -31,7 +31,7 @@ $(RUN):
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml | $(RUN)
-	@echo "installing into $(VENV): 2.5 GB, a few minutes"
+	@echo "installing into $(VENV): 2 GB, a few minutes"
 	$(INSTALL) --editable .
 	@touch $@
 

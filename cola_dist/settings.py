@@ -73,7 +73,9 @@ def apply_overrides(base: RunConfig, options: Sequence[str]) -> RunConfig:
     merged = _merge_repeated(options)
     rules = tyro.constructors.ConstructorRegistry()
     rules.primitive_rule(_mixture_rule)
-    config: RunConfig = tyro.cli(RunConfig, default=base, args=merged, prog="options", config=(tyro.conf.FlagConversionOff,), registry=rules)
+    config: RunConfig = tyro.cli(
+        RunConfig, default=base, args=merged, prog="options", config=(tyro.conf.FlagConversionOff,), registry=rules
+    )
     return config
 
 
@@ -217,7 +219,11 @@ def _data_problems(c: RunConfig) -> Iterator[str]:
     for name, value in (("rate_hz", c.data.rate_hz), ("reader_cpus", c.data.reader_cpus)):
         if not value > 0:
             yield f"data.{name} is {value}: it must be positive"
-    for name, value in (("mixture_block", c.data.mixture_block), ("steps_per_read", c.data.steps_per_read), ("prefetch_reads", c.data.prefetch_reads)):
+    for name, value in (
+        ("mixture_block", c.data.mixture_block),
+        ("steps_per_read", c.data.steps_per_read),
+        ("prefetch_reads", c.data.prefetch_reads),
+    ):
         if value < 1:
             yield f"data.{name} is {value}: it must be at least 1"
     if not 0 < c.data.crop_scale <= 1:

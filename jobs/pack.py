@@ -1,8 +1,7 @@
 """Pack episodes into a shard folder: from a simulator, or from a folder of video files.
 
-    python jobs/pack.py simulate --output FOLDER --domain robot --episodes 240
+    python jobs/pack.py simulate --output FOLDER --domain robot
     python jobs/pack.py video FOLDER --output s3://BUCKET/FOLDER --domain human
-
 Exit codes: 0 done (the last line of stdout is one JSON object), 1 failure, 2 something given is wrong.
 """
 
@@ -38,7 +37,6 @@ class Pack:
     crf: int = 28
     """H.264 quality: 0 is lossless, 51 the worst; 23 is near to transparent."""
     debug: bool = False
-    """Show the stack trace of an error."""
 
 
 @dataclass(frozen=True)
@@ -63,27 +61,27 @@ class Video(Pack):
 
 
 def episodes_of(args: Simulate | Video) -> tuple[Iterator[SourceEpisode], int, str, str, Counter[str]]:
-    """Episodes, how many to expect, source, domain, and skipped files by reason."""
+    """Episodes, how many to expect, source, domain, and files counted by what became of them."""
     if isinstance(args, Video):
         folder = VideoFolder(args.folder, args.resolution, args.heldout_share)
-        return folder.episodes(), folder.segments, args.source, args.domain, folder.skipped
+        return folder.episodes(), folder.segments, args.source, args.domain, folder.outcomes
     source, domain = SOURCES[args.domain]
     return simulate(args.domain, args.episodes, args.seed, args.heldout_share), args.episodes, source, domain, Counter()
 
 
 def run(args: Simulate | Video, console: Console) -> dict[str, object]:
-    episodes, expected, source, domain, skipped = episodes_of(args)
+    episodes, expected, source, domain, files = episodes_of(args)
     with ShardWriter(args.output, source, domain, args.shard_mb * 1024**2) as writer:
         write_source(writer, track(episodes, total=expected, description="packing", console=console), args.crf)
         folder = writer.close()
     counts = {"episodes": len(folder.episodes), "heldout": len(folder.split("heldout"))}
     counts |= {"frames": sum(episode.frames for episode in folder.episodes), "bytes": sum(folder.shards.values())}
     table = Table(title=args.output, show_header=False)
-    for name, count in [*counts.items(), *((f"skipped: {reason}", count) for reason, count in sorted(skipped.items()))]:
+    for name, count in (counts | {f"files: {outcome}": files[outcome] for outcome in sorted(files)}).items():
         table.add_row(name, f"{count:,}")
     console.print(table)
     about = {"output": args.output, "source": source, "domain": domain, "content_hash": folder.content_hash}
-    return {**about, **counts, "skipped": dict(sorted(skipped.items()))}
+    return {**about, **counts, "files": dict(sorted(files.items()))}
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cola_dist import storage
 from cola_dist.errors import UserError
-from tests.s3 import SECRET, S3, free_port, serve
+from tests.s3 import S3, SECRET, free_port, serve
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,14 @@ def test_write_read_list_delete(root: str) -> None:
     assert storage.read_bytes(one) == data
     assert storage.size(one) == len(data)
     assert storage.list_files(storage.join(root, "a")) == {"b/two.bin": 3, "one.bin": len(data)}
-    assert storage.exists(one) and storage.exists(storage.join(root, "a")) and not storage.exists(storage.join(root, "a", "on"))
+    assert storage.exists(one)
+    assert storage.exists(storage.join(root, "a"))
+    assert not storage.exists(storage.join(root, "a", "on"))
     storage.write_bytes(one, b"new")
     assert storage.read_bytes(one) == b"new"
     storage.delete(one)
-    assert not storage.exists(one) and storage.exists(two)
+    assert not storage.exists(one)
+    assert storage.exists(two)
     storage.delete(storage.join(root, "a"))
     assert storage.list_files(root) == {}
     storage.delete(storage.join(root, "a"))
@@ -73,7 +76,7 @@ def test_upload_and_download_large_file(root: str, tmp_path: Path) -> None:
 
 def test_missing_file_names_its_uri(root: str, tmp_path: Path) -> None:
     uri = storage.join(root, "none.bin")
-    calls = [storage.read_bytes, storage.size, lambda uri: storage.download_file(uri, tmp_path / "x")]
+    calls: list[Callable[[str], object]] = [storage.read_bytes, storage.size, lambda uri: storage.download_file(uri, tmp_path / "x")]
     storage.write_bytes(storage.join(root, "other.bin"), b"1")
     for call in calls:
         with pytest.raises(FileNotFoundError) as error:
@@ -93,11 +96,12 @@ def test_failed_local_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file.bin"]
 
 
-def _message(call: object, *args: object) -> str:
+def _message(call: Callable[..., object], *args: object) -> str:
     with pytest.raises(UserError) as error:
-        call(*args)  # type: ignore[operator]
+        call(*args)
     text = str(error.value)
-    assert "\n" not in text and SECRET not in text
+    assert "\n" not in text
+    assert SECRET not in text
     return text
 
 
@@ -112,7 +116,9 @@ def test_wrong_credentials(s3: S3, monkeypatch: pytest.MonkeyPatch, name: str, v
     monkeypatch.setenv(name, value)
     for call in (storage.read_bytes, storage.size, storage.exists, storage.list_files):
         text = _message(call, "s3://bucket/x")
-        assert "AWS_ACCESS_KEY_ID" in text and "bucket" in text and value not in text
+        assert "AWS_ACCESS_KEY_ID" in text
+        assert "bucket" in text
+        assert value not in text
 
 
 def test_unreachable_endpoint_hides_its_password(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:

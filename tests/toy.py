@@ -10,7 +10,9 @@ from cola_dist.data.decode import encode_mp4
 from cola_dist.data.shards import ShardFolder, ShardWriter, open_folder
 
 
-def write_folder(path: Path, source: str, episodes: int = 6, frames: int = 20, actions: bool = True, fps: float = 5.0, seed: int = 0) -> ShardFolder:
+def write_folder(
+    path: Path, source: str, episodes: int = 6, frames: int = 20, actions: bool = True, fps: float = 5.0, seed: int = 0
+) -> ShardFolder:
     """Episodes of ``frames`` frames of 32 pixels; every third is held out."""
     rng = np.random.default_rng(seed)
     writer = ShardWriter(str(path), source, "robot" if actions else "human")

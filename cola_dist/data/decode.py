@@ -7,7 +7,9 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 GOP = 16
@@ -31,7 +33,7 @@ def decode_clip(
     done = 0
     try:
         with av.open(io.BytesIO(mp4), "r") as container:
-            stream = container.streams.video[0]
+            stream = _video_stream(container)
             stream.thread_type = "NONE"
             rate = stream.average_rate
             if rate is None or stream.time_base is None:
@@ -57,6 +59,13 @@ def decode_clip(
     raise CorruptClip(f"video ends before frame {wanted[done]}")
 
 
+def _video_stream(container: InputContainer) -> VideoStream:
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise CorruptClip("unknown codec")
+    return stream
+
+
 def _resized(
     reformatter: VideoReformatter, frame: av.VideoFrame, resolution: int, crop: tuple[float, float, float] | None
 ) -> NDArray[np.uint8]:
@@ -79,7 +88,7 @@ def probe_video(data: bytes) -> tuple[int, float, int, int]:
     """
     try:
         with av.open(io.BytesIO(data), "r") as container:
-            stream = container.streams.video[0]
+            stream = _video_stream(container)
             rate = stream.average_rate or stream.guessed_rate
             frames = sum(packet.size > 0 for packet in container.demux(stream))
             if not frames or not rate or not stream.width:

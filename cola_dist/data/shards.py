@@ -206,7 +206,7 @@ class ShardWriter:
         for name, rows in (("actions", actions), ("state", state)):
             if rows is not None:
                 members[f"{name}.npy"] = _npy(rows)
-        self._roll(sum(len(data) for data in members.values()))
+        self._roll(sum(tarfile.BLOCKSIZE + _padded(len(data), tarfile.BLOCKSIZE) for data in members.values()))
         assert self._tar is not None
         self._keys[key] = split
         for ext, data in sorted(members.items()):
@@ -252,8 +252,10 @@ class ShardWriter:
         return Path(self._scratch.name) / self._name()
 
     def _roll(self, coming: int) -> None:
-        if self._tar is not None and self._tar.offset and self._tar.offset + coming > self.max_bytes:
-            self._finish_shard()
+        if self._tar is not None:
+            end_mark = 2 * tarfile.BLOCKSIZE
+            if self._tar.offset and _padded(self._tar.offset + coming + end_mark, tarfile.RECORDSIZE) > self.max_bytes:
+                self._finish_shard()
         if self._tar is None:
             self._tar = tarfile.open(self._path(), "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 closed in _finish_shard
 
@@ -283,8 +285,11 @@ def _append(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     header.size = len(data)
     header.mode = 0o644
     tar.addfile(header, io.BytesIO(data))
-    padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    return tar.offset - padded
+    return tar.offset - _padded(len(data), tarfile.BLOCKSIZE)
+
+
+def _padded(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
 
 
 def lint(uri: str) -> list[str]:

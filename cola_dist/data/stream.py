@@ -54,7 +54,9 @@ class ClipReader:
         ]
         names = [s.name for s in sources]
         if len(set(names)) < len(names):
-            raise UserError(f"data.mixture: two shard folders are both named {max(names, key=names.count)!r}: pack one of them again with another --source")
+            raise UserError(
+                f"data.mixture: two shard folders are both named {max(names, key=names.count)!r}: pack one of them again with another --source"
+            )
         try:
             self.order = orders.Order(sources, config.frames, config.mixture_block, seed)
         except ValueError as error:
@@ -139,7 +141,9 @@ def batches(iterator: ray.data.DataIterator, plan: StreamPlan, rank: int, prefet
         batch = Batch(**next(stream))
         expected = np.arange(share) + orders.rank_positions(step, plan.global_batch, rank, plan.world).start
         if not np.array_equal(batch.position, expected):
-            raise RuntimeError(f"step {step}, rank {rank}: expected positions {expected[0]}…{expected[-1]}, Ray Data delivered {batch.position.tolist()}")
+            raise RuntimeError(
+                f"step {step}, rank {rank}: expected positions {expected[0]}…{expected[-1]}, Ray Data delivered {batch.position.tolist()}"
+            )
         yield batch
 
 

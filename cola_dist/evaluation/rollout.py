@@ -40,10 +40,10 @@ def generate(method: CoTrain, video: Tensor, actions: Tensor, noise: Tensor, con
     null = method.lam.conditioning(method.lam.conditioning.null_actions(*actions.shape[:2]).to(actions.dtype))
 
     def velocity(x: Tensor, tau: Tensor) -> Tensor:
-        conditioned = method.world.velocity(x, tau, modulation)
+        conditioned: Tensor = method.world(x, tau, modulation)
         if flow.guidance == 1.0:
             return conditioned
-        free = method.world.velocity(x, tau, null)
+        free: Tensor = method.world(x, tau, null)
         return free + flow.guidance * (conditioned - free)
 
     return method.autoencoder.decode(sample(velocity, latents[:, :context], noise, flow))

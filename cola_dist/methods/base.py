@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cola_dist.methods.schedule import Phase
+from cola_dist.models.world import WorldModel
 
 
 @dataclass
@@ -45,6 +46,9 @@ class StepOutput:
 
 class Method(nn.Module):
     """One differentiable step. Each role is a direct submodule of the role's name."""
+
+    world: WorldModel
+    """The generator, role "world", which every method has."""
 
     def __init__(self, bf16: bool) -> None:
         super().__init__()

@@ -60,7 +60,7 @@ class CoTrain(Method):
             modulation = self.lam.conditioning(quantised.actions, dropped)
             eps = draws.normal("noise", *x0.shape[1:])
             tau, generated = frame_times(draws.flow_time(self.config.flow), draws.context(self.config.flow, x0.shape[1]), x0.shape[1])
-            flow = flow_loss(self.world.velocity(noised(x0, eps, tau), tau, modulation), x0, eps, generated).mean()
+            flow = flow_loss(self.world(noised(x0, eps, tau), tau, modulation), x0, eps, generated).mean()
         loss = flow + weights.codebook_weight * quantised.codebook_loss + weights.commitment_weight * quantised.commitment_loss
         metrics = {
             "loss": loss.detach(),
@@ -125,6 +125,6 @@ class CoTrain(Method):
             x_tau = noised(x0, eps, tau)
             sums["flow_count"].index_add_(0, bins, torch.ones_like(bins, dtype=torch.float64))
             for name, modulation in modulations.items():
-                loss = flow_loss(self.world.velocity(x_tau, tau, modulation), x0, eps, generated)
+                loss = flow_loss(self.world(x_tau, tau, modulation), x0, eps, generated)
                 sums[name].index_add_(0, bins, loss.double())
         return sums

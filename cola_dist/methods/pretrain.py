@@ -40,7 +40,7 @@ class Pretrain(Method):
             x0 = self.autoencoder.encode(clips.video)
             eps = draws.normal("noise", *x0.shape[1:])
             tau, generated = frame_times(draws.flow_time(self.config.flow), draws.context(self.config.flow, x0.shape[1]), x0.shape[1])
-            loss = flow_loss(self.world.velocity(noised(x0, eps, tau), tau, None), x0, eps, generated).mean()
+            loss = flow_loss(self.world(noised(x0, eps, tau), tau, None), x0, eps, generated).mean()
         return StepOutput(loss, {"loss": loss.detach(), "flow_loss": loss.detach()}, None)
 
     @torch.no_grad()
@@ -55,5 +55,5 @@ class Pretrain(Method):
             for index in range(TAU_BINS):
                 times = bin_times(self.config.flow.tau_min, torch.full_like(ones, index))
                 tau, generated = frame_times(times, ones, x0.shape[1])
-                own[index] = flow_loss(self.world.velocity(noised(x0, eps, tau), tau, None), x0, eps, generated).double().sum()
+                own[index] = flow_loss(self.world(noised(x0, eps, tau), tau, None), x0, eps, generated).double().sum()
         return {"flow_count": torch.full_like(own, len(x0)), "flow_own": own}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
@@ -11,9 +11,11 @@ from torch.nn import functional as F
 from cola_dist.config import BottleneckConfig
 
 
-@dataclass
-class Quantised:
-    """What `VectorQuantiser` returns for ``z [B, M, N, D]``."""
+class Quantised(NamedTuple):
+    """What `VectorQuantiser` returns for ``z [B, M, N, D]``.
+
+    A tuple, because engines that partition parameters (ZeRO stage 3) look for tensors in tuples, and only there, to hook the backward pass.
+    """
 
     actions: Tensor
     """fp32 ``[B, M, N, D]``: values are the nearest codes, the gradient passes straight through to z."""

@@ -56,7 +56,9 @@ class Checkpoint:
         self.uri = uri
         manifest = _read_json(storage.join(uri, "manifest.json"))
         if manifest.get("format") != FORMAT_VERSION:
-            raise UserError(f"checkpoint {uri} has format {manifest.get('format')}, this version reads {FORMAT_VERSION}: resume it with the version that wrote it")
+            raise UserError(
+                f"checkpoint {uri} has format {manifest.get('format')}, this version reads {FORMAT_VERSION}: resume it with the version that wrote it"
+            )
         self.position = Position(**manifest["position"])
         self._local = tempfile.TemporaryDirectory(prefix="cola-checkpoint-") if storage.local_path(uri) is None else None
         self._index: dict[tuple[str, str], list[tuple[int, int, Path, str]]] = {}
@@ -77,7 +79,9 @@ class Checkpoint:
                     out[low - start : high - start] = file.get_slice(key)[low - first : high - first]
                 filled += high - low
         if filled != stop - start:
-            raise UserError(f"checkpoint {self.uri} lacks {kind} of {name}: it is of another model; resume it with the recipe {self.position.recipe!r}")
+            raise UserError(
+                f"checkpoint {self.uri} lacks {kind} of {name}: it is of another model; resume it with the recipe {self.position.recipe!r}"
+            )
         return out
 
     def weights(self, role: str, kind: str = "weight") -> dict[str, Tensor]:
@@ -87,7 +91,9 @@ class Checkpoint:
 
     def _numel(self, name: str) -> int:
         if name not in self.shapes:
-            raise UserError(f"checkpoint {self.uri} has no parameter {name}: it is of another model; resume it with the recipe {self.position.recipe!r}")
+            raise UserError(
+                f"checkpoint {self.uri} has no parameter {name}: it is of another model; resume it with the recipe {self.position.recipe!r}"
+            )
         return int(torch.Size(self.shapes[name]).numel())
 
     def _fetch(self, name: str, sha256: str) -> Path:
@@ -102,7 +108,9 @@ class Checkpoint:
         except FileNotFoundError as error:
             raise UserError(f"checkpoint file {uri} is missing: delete the folder to fall back to the checkpoint before it") from error
         if found != sha256:
-            raise UserError(f"checkpoint file {uri} is damaged (sha256 differs from the manifest): delete the folder to fall back to the checkpoint before it")
+            raise UserError(
+                f"checkpoint file {uri} is damaged (sha256 differs from the manifest): delete the folder to fall back to the checkpoint before it"
+            )
         return path
 
     def _open(self, path: Path) -> None:
@@ -115,7 +123,9 @@ class Checkpoint:
                     else:
                         self._index.setdefault((kind, name), []).append((int(start), file.get_slice(key).get_shape()[0], path, key))
         except SafetensorError as error:
-            raise UserError(f"checkpoint file {path.name} in {self.uri} cannot be read ({error}): delete the folder to fall back to the one before") from error
+            raise UserError(
+                f"checkpoint file {path.name} in {self.uri} cannot be read ({error}): delete the folder to fall back to the one before"
+            ) from error
 
 
 class CheckpointWriter:
@@ -129,7 +139,12 @@ class CheckpointWriter:
         self._error: Exception | None = None
 
     def save(
-        self, position: Position, fragments: Sequence[Fragment], buffers: Mapping[str, Tensor], ema: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+        self,
+        position: Position,
+        fragments: Sequence[Fragment],
+        buffers: Mapping[str, Tensor],
+        ema: Mapping[str, Tensor],
+        shapes: Mapping[str, tuple[int, ...]],
     ) -> str:
         """Copy this rank's share to host memory and start writing it. Every rank calls this at the same step. Returns the checkpoint's URI.
 
@@ -145,7 +160,12 @@ class CheckpointWriter:
         if self._rank == 0:
             tensors |= {f"buffer:0:{name}": tensor.detach().to("cpu", copy=True) for name, tensor in buffers.items()}
         uri = storage.join(self._folder, f"step-{position.step:08d}-{self._attempt}")
-        manifest = {"format": FORMAT_VERSION, "position": asdict(position), "shapes": {n: list(s) for n, s in shapes.items()}, "world": self._world}
+        manifest = {
+            "format": FORMAT_VERSION,
+            "position": asdict(position),
+            "shapes": {n: list(s) for n, s in shapes.items()},
+            "world": self._world,
+        }
         self._thread = threading.Thread(target=self._run, args=(uri, tensors, manifest), name="checkpoint-writer")
         self._thread.start()
         return uri

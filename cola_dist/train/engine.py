@@ -58,7 +58,6 @@ class _GuardedAdamW(torch.optim.AdamW):
     """AdamW for ZeRO stage 0, where DeepSpeed does not look at the gradients: a non-finite one leaves everything as it is."""
 
     overflow = False
-    _global_grad_norm = 0.0
 
     def step(self, closure: Any = None) -> Any:
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
@@ -98,8 +97,7 @@ class Engine:
         method.set_phase(phase)
         share = optim.global_batch // self.world
         micro = optim.micro_batch or share
-        adam = _GuardedAdamW if self.stage == 0 else torch.optim.AdamW
-        self._adam = adam(
+        self._adam: torch.optim.AdamW = (_GuardedAdamW if self.stage == 0 else torch.optim.AdamW)(
             [{"params": [p for _, p in method.role_parameters(role)], "role": role} for role in phase.trains],
             lr=0.0,
             betas=(optim.beta1, optim.beta2),
@@ -107,7 +105,10 @@ class Engine:
             fused=device.type == "cuda",
         )
         self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
-            model=method, optimizer=self._adam, config=_deepspeed_config(optim, train, micro, share // micro, device), dist_init_required=False
+            model=method,
+            optimizer=self._adam,
+            config=_deepspeed_config(optim, train, micro, share // micro, device),
+            dist_init_required=False,
         )
         self.micro_batch = micro
         self._create_moments()
@@ -118,18 +119,18 @@ class Engine:
         for group in self._adam.param_groups:
             group["lr"] = lr[group["role"]]
         metrics: dict[str, Tensor] = {}
+        norm: Any = 0.0
         for clips in batches:
             output: StepOutput = self._deepspeed(clips.to(self.device), step)
             # A non-finite loss becomes non-finite in every gradient, so that all ranks see it in the norm and none moves.
             poison = torch.where(torch.isfinite(output.loss.detach()), 1.0, torch.nan)
             self._deepspeed.backward(output.loss * poison)
-            if self.stage == 0 and self._deepspeed.is_gradient_accumulation_boundary():
-                self._adam._global_grad_norm = float(_norm(self.method))
+            norm = _norm(self.method) if self.stage == 0 else norm
             self._deepspeed.step()
             for name, value in output.metrics.items():
                 metrics[name] = metrics.get(name, torch.zeros((), device=self.device)) + value.detach() / len(batches)
-        norm = self._deepspeed.get_global_grad_norm() if self.stage else self._adam._global_grad_norm
-        return StepResult(metrics, float(norm if norm is not None else 0.0), applied=not self._optimizer.overflow)
+        norm = norm if self.stage == 0 else self._deepspeed.get_global_grad_norm()
+        return StepResult(metrics, float(norm), applied=not self._optimizer.overflow)
 
     def close(self) -> None:
         """Free DeepSpeed's buffers and hooks. The method must not be used afterwards."""
@@ -181,11 +182,13 @@ class Engine:
                     continue
                 flat, offset, length, start = located
                 state = self._adam.state[flat]
-                weight, exp_avg, exp_avg_sq = (t.detach().view(-1).narrow(0, offset, length) for t in (flat, state["exp_avg"], state["exp_avg_sq"]))
+                weight, exp_avg, exp_avg_sq = (
+                    t.detach().view(-1).narrow(0, offset, length) for t in (flat, state["exp_avg"], state["exp_avg_sq"])
+                )
                 owned = self.stage > 0 or index % self.world == self.rank
                 yield Fragment(role, name, start, self._shapes[name], owned, weight, exp_avg, exp_avg_sq)
 
-    def _locate(self, parameter: nn.Parameter) -> tuple[nn.Parameter, int, int, int] | None:
+    def _locate(self, parameter: Any) -> tuple[nn.Parameter, int, int, int] | None:
         """Where this rank holds ``parameter``: (flat tensor, offset in it, length, offset in the parameter); none = not at all."""
         if self.stage == 0:
             return parameter, 0, parameter.numel(), 0

@@ -42,7 +42,9 @@ def resolve(job: Job, fresh_run: str) -> tuple[RunConfig, str]:
     wanted = apply_overrides(saved, job.overrides)
     changed = differences(saved, wanted)
     if changed:
-        raise UserError(f"run {run_uri} cannot be resumed with other settings ({'; '.join(changed)}): leave these options out, or start a new run")
+        raise UserError(
+            f"run {run_uri} cannot be resumed with other settings ({'; '.join(changed)}): leave these options out, or start a new run"
+        )
     if latest(run_uri) is None:
         raise UserError(f"run {run_uri} has no checkpoint yet: start a new run")
     return wanted, run_uri
@@ -67,9 +69,7 @@ def preflight(config: RunConfig, run_uri: str) -> dict[str, Any]:
         raise UserError("the first clips give a loss that is not a number: the pretrained model or the clips are damaged")
     return {
         "parameters": {role: sum(p.numel() for _, p in method.role_parameters(role)) for role in method.roles()},
-        "windows": {
-            split: {s.name: r.order.windows(i) for i, s in enumerate(r.order.sources)} for split, r in readers.items()
-        },
+        "windows": {split: {s.name: r.order.windows(i) for i, s in enumerate(r.order.sources)} for split, r in readers.items()},
         "first_clips": batch.sample.tolist(),
         "batch": list(batch.video.shape),
         "loss": loss,

@@ -95,11 +95,13 @@ def _connect(config: RunConfig, debug: bool) -> None:
     have = ray.cluster_resources()
     if have.get("CPU", 0) < needed:
         raise UserError(
-            f"the cluster has {have.get('CPU', 0):g} CPUs, this run needs {needed:g} ({train.workers} workers of {train.cpus_per_worker:g} and a reader of "
-            f"{config.data.reader_cpus:g}): add nodes, or lower train.workers, train.cpus_per_worker or data.reader_cpus"
+            f"the cluster has {have.get('CPU', 0):g} CPUs, this run needs {needed:g} ({train.workers} workers of {train.cpus_per_worker:g} "
+            f"and a reader of {config.data.reader_cpus:g}): add nodes, or lower train.workers, train.cpus_per_worker or data.reader_cpus"
         )
     if train.gpus and have.get("GPU", 0) < train.workers:
-        raise UserError(f"the cluster has {have.get('GPU', 0):g} GPUs, this run needs {train.workers}: add nodes, lower train.workers or set --train.gpus False")
+        raise UserError(
+            f"the cluster has {have.get('GPU', 0):g} GPUs, this run needs {train.workers}: add nodes, lower train.workers or set --train.gpus False"
+        )
 
 
 def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader) -> ray.train.torch.TorchTrainer:
@@ -118,6 +120,8 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader) ->
         # Ray Train calls this when it starts a worker group: after a failure the stream begins where the newest checkpoint stands.
         return stream.dataset(reader, plan_stream(config, run_uri))
 
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
     options = ray.data.ExecutionOptions(preserve_order=True)
     options.resource_limits = options.resource_limits.copy(object_store_memory=_stream_bytes(config))
     gpu = {"GPU": 1.0} if train.gpus else {}

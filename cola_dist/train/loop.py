@@ -29,8 +29,6 @@ from cola_dist.train.trace import DIGEST_MODULUS, Trace, TraceLine, digest
 from cola_dist.train.worker import Worker
 
 
-
-
 @dataclass
 class Outcome:
     """How a run ended: ``finished``, ``interrupted`` or ``failed``, and what the final report needs."""
@@ -139,7 +137,10 @@ class Loop:
         if self.step % self.config.tracking.log_every == 0:
             self._log(result, rates)
         if self._nonfinite >= self.config.train.max_nonfinite:
-            return f"the loss or its gradient was not finite for {self._nonfinite} steps in a row, last at step {self.step - 1}: lower the learning rate or look at the clips of these steps"
+            return (
+                f"the loss or its gradient was not finite for {self._nonfinite} steps in a row, last at step {self.step - 1}: "
+                "lower the learning rate or look at the clips of these steps"
+            )
         return ""
 
     def _agree(self, result: StepResult, batch: Batch) -> tuple[float, int]:
@@ -160,7 +161,11 @@ class Loop:
         metrics = self.tally.reduce()
         if self.worker.rank == 0:
             metrics |= {f"lr/{role}": rate for role, rate in rates.items()}
-            metrics |= {"grad_norm": result.grad_norm, "step_seconds": statistics.median(self._durations), "step_applied": float(result.applied)}
+            metrics |= {
+                "grad_norm": result.grad_norm,
+                "step_seconds": statistics.median(self._durations),
+                "step_applied": float(result.applied),
+            }
             self.tracker.log_metrics({f"train/{k}": v for k, v in metrics.items()}, self.step)
         self.tally.check()
 

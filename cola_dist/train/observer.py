@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -104,7 +105,11 @@ class Observer:
         names = {episode: number for number, episode in enumerate(dict.fromkeys(episodes))}
         numbers = torch.tensor([names[episode] for episode in episodes])
         scores = probe.probe_with_controls(
-            {k: v.cpu() for k, v in features.items()}, torch.tensor(np.concatenate(actions)), numbers, torch.tensor(heldout), self.config.train.seed
+            {k: v.cpu() for k, v in features.items()},
+            torch.tensor(np.concatenate(actions)),
+            numbers,
+            torch.tensor(heldout),
+            self.config.train.seed,
         )
         suffix = {"codes": "", "random_idm": "_random_idm", "frame_difference": "_frame_difference", "permuted": "_permuted"}
         return {f"probe_r2{suffix[name]}": score.r2 for name, score in scores.items()}
@@ -134,9 +139,8 @@ def _clips_with_actions(reader: ClipReader, count: int) -> list[_KnownClip]:
 
 
 def _load_actions(data: bytes) -> np.ndarray:
-    import io
-
-    return np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32)
+    rows: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    return rows.astype(np.float32)
 
 
 def code_histogram(sums: Mapping[str, Tensor], step: int) -> Figure | None:

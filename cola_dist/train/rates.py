@@ -26,6 +26,8 @@ def learning_rates(step: int, phases: Sequence[Phase], optim: OptimConfig) -> di
             course = 1.0
             if optim.decay == "cosine":
                 course = _FINAL_SHARE + (1 - _FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * step / total))
-            return {role: phase.lr[role] * course * min(1.0, (step - starts[role] + 1) / max(1, optim.lr_warmup_steps)) for role in phase.trains}
+            return {
+                role: phase.lr[role] * course * min(1.0, (step - starts[role] + 1) / max(1, optim.lr_warmup_steps)) for role in phase.trains
+            }
         first += phase.steps
     raise ValueError(f"step {step} lies after the last phase's end {total}")

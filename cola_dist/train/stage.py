@@ -90,7 +90,10 @@ class Stage:
         """Start writing a checkpoint. Frozen roles are saved as a reference and the hash of their weights."""
         method = self.engine.method
         frozen = {
-            role: {"uri": self.config.world.pretrained or f"seed {self.config.train.seed}", "sha256": weights_hash(self.engine.full_weights(role))}
+            role: {
+                "uri": self.config.world.pretrained or f"seed {self.config.train.seed}",
+                "sha256": weights_hash(self.engine.full_weights(role)),
+            }
             for role in method.roles()
             if role not in phase.trains
         }
@@ -100,15 +103,23 @@ class Stage:
     def _check(self, checkpoint: Checkpoint, method: Method) -> None:
         where = f"checkpoint {checkpoint.uri}"
         if checkpoint.position.recipe != self.config.recipe:
-            raise UserError(f"{where} is of recipe {checkpoint.position.recipe!r}, not {self.config.recipe!r}: resume it with its own recipe")
+            raise UserError(
+                f"{where} is of recipe {checkpoint.position.recipe!r}, not {self.config.recipe!r}: resume it with its own recipe"
+            )
         if checkpoint.position.order_hash != self.order_hash:
-            raise UserError(f"{where} was trained on another sequence of clips: restore the shards and data settings of that run, or start a new one")
+            raise UserError(
+                f"{where} was trained on another sequence of clips: restore the shards and data settings of that run, or start a new one"
+            )
         for name, shape in checkpoint.shapes.items():
             if self._shapes.get(name) != shape:
-                raise UserError(f"{where} has {name} of shape {shape}, this model {self._shapes.get(name, 'none')}: resume it with its own model settings")
+                raise UserError(
+                    f"{where} has {name} of shape {shape}, this model {self._shapes.get(name, 'none')}: resume it with its own model settings"
+                )
         for role, reference in checkpoint.position.frozen.items():
-            if weights_hash({n: p for n, p in method.role_parameters(role)}) != reference["sha256"]:
-                raise UserError(f"{where} refers to the frozen {role} model {reference['uri']}, whose weights have changed: restore that model")
+            if weights_hash(dict(method.role_parameters(role))) != reference["sha256"]:
+                raise UserError(
+                    f"{where} refers to the frozen {role} model {reference['uri']}, whose weights have changed: restore that model"
+                )
 
     def _load_moments(self, engine: Engine, checkpoint: Checkpoint) -> None:
         saved = set(checkpoint.position.adam_steps)
@@ -126,7 +137,9 @@ class Stage:
             if fragment.role == _AVERAGED_ROLE:
                 whole = saved.get(fragment.name)
                 stop = fragment.start + fragment.weight.numel()
-                self._ema[fragment.name] = fragment.weight.clone() if whole is None else whole.flatten()[fragment.start : stop].to(self.device)
+                self._ema[fragment.name] = (
+                    fragment.weight.clone() if whole is None else whole.flatten()[fragment.start : stop].to(self.device)
+                )
 
 
 def _load(method: Method, tensors: Mapping[str, Tensor]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -37,7 +39,8 @@ class LocalWorker:
 
     def __post_init__(self) -> None:
         if not dist.is_initialized():
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            rendezvous = Path(tempfile.mkdtemp(prefix="cola-rendezvous-")) / "store"
+            dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
 
     def batches(self, reader: ClipReader, plan: StreamPlan) -> Iterator[Batch]:
         """Read and decode in this process, step by step."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -63,9 +63,15 @@ def simulate(domain: Domain, episodes: int, seed: int, heldout_share: float) -> 
 
     Raises UserError when the simulator or OpenGL is missing.
     """
-    _require(domain)
+    if episodes < 1:
+        raise UserError(f"episodes {episodes}: give at least 1")
     keys = episode_keys(domain, episodes)
     heldout = held_out([key for _, key in keys], heldout_share, salt=str(seed))
+    _require(domain)
+    return _recorded(domain, keys, heldout, seed)
+
+
+def _recorded(domain: Domain, keys: list[tuple[str, str]], heldout: Collection[str], seed: int) -> Iterator[SourceEpisode]:
     scene: _Scene | None = None
     try:
         for name, key in keys:

@@ -44,27 +44,32 @@ class VideoFile:
     fps: float
 
     @property
+    def shortest(self) -> int:
+        """Frames in ``MIN_SECONDS``."""
+        return int(np.ceil(MIN_SECONDS * self.fps))
+
+    @property
     def segment_frames(self) -> int:
-        return max(SEGMENT_FRAMES, int(np.ceil(MIN_SECONDS * self.fps)))
+        return max(SEGMENT_FRAMES, self.shortest)
 
     @property
     def segments(self) -> int:
         """Segments to expect; decoding may show that a header lied."""
-        return max(1, self.frames // self.segment_frames)
+        return 1 + max(0, self.frames - self.shortest) // self.segment_frames
 
 
 class VideoFolder:
     """The videos below ``uri`` (local or object storage) as episodes whose short side is at most ``resolution`` pixels.
 
-    Whole files are held out, so that no scene stands in both splits; of a single file, its end. ``skipped`` counts files by the reason why
-    they give nothing; ``episodes`` adds to it where decoding fails. Raises UserError when the folder holds no usable video.
+    Whole files are held out, so that no scene stands in both splits; of a single file, its end. ``outcomes`` counts files by the reason why
+    they give nothing, and as "packed" or "damaged" while ``episodes`` runs. Raises UserError when the folder holds no usable video.
     """
 
     def __init__(self, uri: str, resolution: int, heldout_share: float) -> None:
         if resolution < 16:
             raise UserError(f"resolution {resolution}: give at least 16 pixels")
         self.uri, self.resolution, self.heldout_share = uri, resolution, heldout_share
-        self.skipped: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
         self.files: list[VideoFile] = []
         names = storage.list_files(uri)
         if not names:
@@ -72,7 +77,7 @@ class VideoFolder:
         for name in names:
             self._scan(name)
         if not self.files:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.outcomes.items()))
             raise UserError(f"{uri}: no usable video among {len(names)} files ({reasons})")
         self._heldout = held_out([file.name for file in self.files], heldout_share)
 
@@ -90,8 +95,7 @@ class VideoFolder:
                 meta = {"licence": "as the original file", "provenance": span}
                 yield SourceEpisode(f"{file.key}-{index:05d}", self._split(file, index), video, file.fps, meta)
                 start, index = start + len(video), index + 1
-            if not index:
-                self.skipped["damaged"] += 1
+            self.outcomes["packed" if index else "damaged"] += 1
 
     def _split(self, file: VideoFile, index: int) -> str:
         if len(self.files) > 1:
@@ -106,17 +110,17 @@ class VideoFolder:
                 count = sum(1 for packet in container.demux(stream) if packet.size)
                 fps = float(rate) if rate else 0.0
         except _NoVideo:
-            self.skipped["not a video"] += 1
+            self.outcomes["not a video"] += 1
             return
         except _UNREADABLE:
-            self.skipped["damaged" if PurePosixPath(name).suffix.lower() in _VIDEO_NAMES else "not a video"] += 1
+            self.outcomes["damaged" if PurePosixPath(name).suffix.lower() in _VIDEO_NAMES else "not a video"] += 1
             return
         if count < 2:
-            self.skipped["single picture"] += 1
+            self.outcomes["single picture"] += 1
         elif not 0 < fps <= MAX_FPS:
-            self.skipped["no usable frame rate"] += 1
+            self.outcomes["no usable frame rate"] += 1
         elif count / fps < MIN_SECONDS:
-            self.skipped[f"shorter than {MIN_SECONDS:g} s"] += 1
+            self.outcomes[f"shorter than {MIN_SECONDS:g} s"] += 1
         else:
             stem = re.sub(r"[^A-Za-z0-9_-]+", "-", str(PurePosixPath(name).with_suffix(""))).strip("-") or "video"
             taken = {file.key for file in self.files}
@@ -165,20 +169,21 @@ def _opened(uri: str) -> Iterator[tuple[Any, Any]]:
     with av.open(str(path) if path is not None else io.BytesIO(storage.read_bytes(uri))) as container:
         if not container.streams.video or container.format.name in _TEXT_ART:
             raise _NoVideo
+        if container.streams.video[0].codec_context is None:
+            raise ValueError(f"{uri}: unknown codec")
         yield container, container.streams.video[0]
 
 
 def _segments(frames: Iterator[NDArray[np.uint8]], file: VideoFile) -> Iterator[NDArray[np.uint8]]:
     """Pieces of ``segment_frames``; a last piece that is shorter than ``MIN_SECONDS`` joins the one before."""
-    shortest = int(np.ceil(MIN_SECONDS * file.fps))
     held: list[NDArray[np.uint8]] = []
     for frame in frames:
         if held and frame.shape != held[0].shape:
             break  # the picture's size changes inside the file
         held.append(frame)
-        if len(held) >= file.segment_frames + shortest:
+        if len(held) >= file.segment_frames + file.shortest:
             yield np.stack(held[: file.segment_frames])
             del held[: file.segment_frames]
     # A file whose header promised two seconds may still end a frame early.
-    if len(held) >= min(shortest, file.frames):
+    if len(held) >= min(file.shortest, file.frames):
         yield np.stack(held)

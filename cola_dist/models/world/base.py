@@ -40,6 +40,10 @@ class WorldModel(nn.Module):
         ``modulation [B, L, *modulation_shape]`` is added to what the flow time gives; none = the generator as it was pretrained.
         """
 
+    def forward(self, x_tau: Tensor, tau: Tensor, modulation: Tensor | None) -> Tensor:
+        """`velocity`, as a call of the module: engines that partition parameters (ZeRO stage 3) gather them in the call's hooks."""
+        return self.velocity(x_tau, tau, modulation)
+
     @abstractmethod
     def transformer_blocks(self) -> Sequence[nn.Module]:
         """The blocks that may be compiled one by one."""

@@ -1,0 +1,78 @@
+"""Runs the training loop in plain processes, without Ray, on toy data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cola_dist.config import RunConfig
+from cola_dist.recipes import RECIPES
+from cola_dist.settings import apply_overrides
+from cola_dist.train.session import run_worker
+from cola_dist.train.worker import LocalWorker
+from tests.toy import write_folder
+
+
+def toy_config(folder: Path, *options: str, recipe: str = "tiny") -> RunConfig:
+    """A run of seconds: one small robot and one small hand source, 4 warm-up and 4 joint steps, a generator with random weights."""
+    for name, actions, seed in (("robot", True, 0), ("hand", False, 1)):
+        if not (folder / name).exists():
+            write_folder(folder / name, name, actions=actions, seed=seed)
+    base = RECIPES[recipe]()
+    base = replace(
+        base,
+        output=str(folder / "runs"),
+        data=replace(base.data, mixture={str(folder / "robot"): 0.5, str(folder / "hand"): 0.5}, mixture_block=8, steps_per_read=2),
+        lam=replace(base.lam, width=16, depth=1, heads=2, bottleneck=replace(base.lam.bottleneck, codes=8, dim=4)),
+        conditioning=replace(base.conditioning, depth=1, width=16, heads=2),
+        world=replace(base.world, pretrained=None, width=16, depth=2, heads=2),
+        warmup=replace(base.warmup, steps=4 if base.method == "cotrain" else 0),
+        joint=replace(base.joint, steps=4),
+        optim=replace(base.optim, global_batch=8, lr_warmup_steps=2),
+        train=replace(base.train, checkpoint_every=2),
+        diagnostics=replace(base.diagnostics, every=4, clips=8, batch=4, video_clips=2, video_every=4, probe_clips=0),
+        tracking=replace(base.tracking, log_every=1),
+    )
+    return apply_overrides(base, options)
+
+
+class StoppingWorker(LocalWorker):
+    """A worker whose user asks to stop at a step; ``stop_at`` < 0 never."""
+
+    stop_at = -1
+
+    def report(self, progress: Mapping[str, Any]) -> bool:
+        return progress["step"] >= self.stop_at >= 0
+
+
+def run_local(config: RunConfig, run_uri: Path, stop_at: int = -1) -> dict[str, Any]:
+    """Train with ``config.train.workers`` processes; returns rank 0's result."""
+    world = config.train.workers
+    port = 20000 + os.getpid() % 20000
+    if world == 1:
+        return _run(0, config, str(run_uri), stop_at, port)
+    mp.spawn(_run, args=(config, str(run_uri), stop_at, port), nprocs=world)
+    import json
+
+    return json.loads((run_uri / "result.json").read_text())
+
+
+def _run(rank: int, config: RunConfig, run_uri: str, stop_at: int, port: int) -> dict[str, Any]:
+    world = config.train.workers
+    os.environ["LOCAL_RANK"] = str(rank)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    worker = StoppingWorker(torch.device("cpu"), rank, world)
+    worker.stop_at = stop_at
+    try:
+        return run_worker(config, run_uri, worker)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
