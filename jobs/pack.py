@@ -7,10 +7,9 @@ Exit codes: 0 done (the last line of stdout is one JSON object), 1 failure, 2 so
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,11 +18,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from cola_dist.command import run_command
 from cola_dist.data.shards import ShardWriter
 from cola_dist.data.sources import SourceEpisode, write_source
 from cola_dist.data.sources.simulate import SOURCES, simulate
 from cola_dist.data.sources.video import VideoFolder
-from cola_dist.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Pack:
     crf: int = 28
     """H.264 quality: 0 is lossless, 51 the worst; 23 is near to transparent."""
     debug: bool = False
+    """Show the stack trace of an error."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ def episodes_of(args: Simulate | Video) -> tuple[Iterator[SourceEpisode], int, s
     return simulate(args.domain, args.episodes, args.seed, args.heldout_share), args.episodes, source, domain, Counter()
 
 
-def run(args: Simulate | Video, console: Console) -> dict[str, object]:
+def main(argv: Sequence[str]) -> dict[str, object]:
+    args = tyro.cli(Simulate | Video, args=argv, description=__doc__)
+    console = Console(stderr=True)
     episodes, expected, source, domain, files = episodes_of(args)
     with ShardWriter(args.output, source, domain, args.shard_mb * 1024**2) as writer:
         write_source(writer, track(episodes, total=expected, description="packing", console=console), args.crf)
@@ -84,17 +86,5 @@ def run(args: Simulate | Video, console: Console) -> dict[str, object]:
     return {**about, **counts, "files": dict(sorted(files.items()))}
 
 
-def main() -> int:
-    args = tyro.cli(Simulate | Video, description=__doc__)
-    try:
-        print(json.dumps(run(args, Console(stderr=True))))
-    except UserError as error:
-        if args.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, sys.argv[1:]))

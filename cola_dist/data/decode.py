@@ -32,13 +32,13 @@ def decode_clip(
     clip = np.empty((frames, 3, resolution, resolution), np.uint8)
     done = 0
     try:
-        with av.open(io.BytesIO(mp4), "r") as container:
+        with av.open(io.BytesIO(mp4), "r", format="mp4") as container:
             stream = _video_stream(container)
             stream.thread_type = "NONE"
             rate = stream.average_rate
             if rate is None or stream.time_base is None:
                 raise CorruptClip("video without frame rate")
-            ticks = 1 / (rate * stream.time_base)
+            ticks = float(1 / (rate * stream.time_base))
             origin = stream.start_time or 0
             if start:
                 container.seek(origin + int(start * ticks), stream=stream)

@@ -37,8 +37,8 @@ def noised(x0: Tensor, eps: Tensor, tau: Tensor) -> Tensor:
 def flow_loss(velocity: Tensor, x0: Tensor, eps: Tensor, generated: Tensor) -> Tensor:
     """||v - (eps - x0)||^2 of each clip ``[B]``, fp32: mean over the elements of its generated frames.
 
-    ``generated [B, L]`` marks them, at least one a clip. Clips weigh the same however many of their frames are context, so the mean over equal
-    shards is the mean over the batch.
+    ``generated [B, L]`` marks them, at least one a clip. Clips weigh the same however many of their frames are context, so the mean
+    over equal shards is the mean over the batch.
     """
     per_frame = (velocity.float() - (eps - x0).float()).square().mean((2, 3, 4))
     return (per_frame * generated).sum(1) / generated.sum(1)

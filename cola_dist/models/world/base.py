@@ -67,7 +67,7 @@ class WorldModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, uri: str, expected: Mapping[str, int]) -> Self:
-        """Load the folder ``uri`` (path, ``s3://...`` or ``embedded:NAME``); it must hold a model of this kind and of the ``expected`` shape.
+        """Load the folder ``uri`` (path, ``s3://...`` or ``embedded:NAME``): a model of this kind and of the ``expected`` shape.
 
         Raises `UserError` that names the field or tensor which does not fit, and the remedy.
         """
