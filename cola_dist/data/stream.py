@@ -7,11 +7,15 @@ keep their order, so Ray Data's own splitter deals them to the ranks in turn; ea
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any
 
 import numpy as np
+import ray
+import ray.data
+from ray.data.block import BlockAccessor, BlockMetadata
 
 from cola_dist.config import DataConfig
 from cola_dist.data import order as orders
@@ -19,11 +23,12 @@ from cola_dist.data.decode import CorruptClip, decode_clip
 from cola_dist.data.shards import CorruptMember, Episode, ShardFolder, open_folder, read_member
 from cola_dist.errors import UserError
 
-if TYPE_CHECKING:
-    import ray.data
-
 MAX_ATTEMPTS = 16
 _RATE_TOLERANCE = 1.25
+_READS_IN_TRANSIT = 2
+"""Reads per rank that Ray Data itself holds back: each of its iterators is one block behind, its splitter one per rank."""
+_BLOCKS_PER_TASK = 16
+"""Blocks that one Ray Data task makes one after another: Ray Data spends milliseconds on each task, before the first one starts too."""
 
 
 @dataclass(frozen=True)
@@ -119,18 +124,65 @@ class StreamPlan:
         return [(first, min(first + steps_per_read, self.last_step), rank) for first in groups for rank in range(self.world)]
 
 
-def dataset(reader: ClipReader, plan: StreamPlan) -> ray.data.Dataset:
-    """The Ray Data dataset of a plan: one block per read, one row per clip."""
-    import ray.data
+def dataset(reader: ClipReader, plan: StreamPlan, wait_for: Callable[[int], None]) -> ray.data.Dataset:
+    """The Ray Data dataset of a plan: one block per read, one row per clip.
 
-    reads = plan.reads(reader.config.steps_per_read)
+    ``wait_for(step)`` returns once training has come to that step. Each read waits until it is ``prefetch_reads`` reads ahead of training, so the
+    object store holds that much and no more. (Ray Data's own limit on the object store makes its scheduler spin on a whole core as long as a
+    finished block has to wait.)
+    """
+    config = reader.config
+    source = _ClipSource(ray.put(reader), plan, plan.reads(config.steps_per_read), wait_for)
+    steps = min(config.steps_per_read, plan.last_step - plan.first_step)
+    block_bytes = steps * plan.global_batch // plan.world * config.frames * 3 * config.resolution**2
+    # Ray Data joins the blocks of a task until they reach this size, and cuts those half as large again: just below one read's size it does neither.
+    ray.data.DataContext.get_current().target_max_block_size = int(0.9 * block_bytes)
+    ahead = plan.world * (config.prefetch_reads + _READS_IN_TRANSIT)
+    return ray.data.read_datasource(
+        source,
+        num_cpus=config.reader_cpus,
+        concurrency=-(-ahead // _BLOCKS_PER_TASK) + 1,
+        override_num_blocks=len(source.chunks()),
+    )
 
-    def read(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        first, last, rank = reads[int(rows["id"][0])]
-        steps = (orders.rank_positions(step, plan.global_batch, rank, plan.world) for step in range(first, last))
-        return vars(reader.read_many(itertools.chain.from_iterable(steps)))
 
-    return ray.data.range(len(reads), override_num_blocks=len(reads)).map_batches(read, batch_size=1, num_cpus=reader.config.reader_cpus)
+class _ClipSource(ray.data.Datasource):
+    """The reads of a plan as a Ray Data source: a few tasks, each of which yields its blocks as they are due."""
+
+    def __init__(self, reader: Any, plan: StreamPlan, reads: list[tuple[int, int, int]], wait_for: Callable[[int], None]) -> None:
+        super().__init__()
+        self._reader, self._plan, self._reads, self._wait_for = reader, plan, reads, wait_for
+
+    def chunks(self) -> list[list[tuple[int, int, int]]]:
+        """The reads of each task. Reads shorter than the others, at the end of the plan, get a task each: see ``dataset``."""
+        first, last, _ = self._reads[0]
+        whole = [read for read in self._reads if read[1] - read[0] == last - first]
+        return [whole[i : i + _BLOCKS_PER_TASK] for i in range(0, len(whole), _BLOCKS_PER_TASK)] + [[r] for r in self._reads[len(whole) :]]
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ray.data.ReadTask]:
+        share = self._plan.global_batch // self._plan.world
+        return [
+            ray.data.ReadTask(
+                partial(_read_blocks, self._reader, self._plan, chunk, self._wait_for),
+                BlockMetadata(
+                    num_rows=sum(last - first for first, last, _ in chunk) * share, size_bytes=None, exec_stats=None, input_files=None
+                ),
+            )
+            for chunk in self.chunks()
+        ]
+
+
+def _read_blocks(reader_ref: Any, plan: StreamPlan, reads: list[tuple[int, int, int]], wait_for: Callable[[int], None]) -> Iterator[Any]:
+    reader: ClipReader = ray.get(reader_ref)
+    ahead = reader.config.steps_per_read * (reader.config.prefetch_reads + _READS_IN_TRANSIT)
+    for first, last, rank in reads:
+        if first - ahead > plan.first_step:
+            wait_for(first - ahead)
+        positions = (orders.rank_positions(step, plan.global_batch, rank, plan.world) for step in range(first, last))
+        yield BlockAccessor.batch_to_block(vars(reader.read_many(itertools.chain.from_iterable(positions))))
 
 
 def batches(iterator: ray.data.DataIterator, plan: StreamPlan, rank: int, prefetch: int) -> Iterator[Batch]:

@@ -2,42 +2,62 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import ray
 
+_LONGEST_WAIT_S = 30.0
+
 
 class Board:
-    """The state behind the actor; see ``create_board``."""
+    """The state behind the actor; see ``create_board``. Its methods run on one event loop, so a waiting one costs nothing."""
 
     def __init__(self) -> None:
         self._progress: dict[str, Any] = {}
+        self._step = 0
         self._stop = False
         self._user_error = ""
+        self._moved = asyncio.Event()
 
-    def show(self, progress: Mapping[str, Any]) -> bool:
+    async def show(self, progress: Mapping[str, Any]) -> bool:
         """Rank 0 posts progress and learns whether to stop."""
         self._progress = dict(progress)
         return self._stop
 
-    def progress(self) -> dict[str, Any]:
+    async def progress(self) -> dict[str, Any]:
         """The newest progress."""
         return self._progress
 
-    def ask_to_stop(self) -> None:
+    async def advance(self, step: int) -> None:
+        """Rank 0 has come to ``step``."""
+        self._step = step
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def reached(self, step: int) -> None:
+        """Return once training has come to ``step``, or after a while: this paces readers, and must never be what training waits for."""
+        deadline = time.monotonic() + _LONGEST_WAIT_S
+        while self._step < step and time.monotonic() < deadline:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._moved.wait(), deadline - time.monotonic())
+
+    async def ask_to_stop(self) -> None:
         """The driver was interrupted."""
         self._stop = True
 
-    def refuse(self, reason: str) -> None:
+    async def refuse(self, reason: str) -> None:
         """A worker found something that only the user can mend; the first reason stays."""
         self._user_error = self._user_error or reason
 
-    def user_error(self) -> str:
+    async def user_error(self) -> str:
         """Why a worker refused to go on; empty while none did."""
         return self._user_error
 
 
-def create_board() -> Any:
-    """Start the board as an actor that needs no CPU. Returns its handle."""
-    return ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
+def create_board(workers: int) -> Any:
+    """Start the board as an actor that needs no CPU and outlives worker groups. Returns its handle."""
+    return ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1000 + 10 * workers)(Board).remote()

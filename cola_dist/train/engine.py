@@ -24,6 +24,7 @@ from cola_dist.config import OptimConfig, TrainConfig
 from cola_dist.methods.base import Clips, Method, StepOutput
 from cola_dist.methods.schedule import Phase
 
+_BUCKET = 50_000_000
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -97,6 +98,7 @@ class Engine:
         method.set_phase(phase)
         share = optim.global_batch // self.world
         micro = optim.micro_batch or share
+        trainable = sum(p.numel() for p in method.parameters() if p.requires_grad)
         self._adam: torch.optim.AdamW = (_GuardedAdamW if self.stage == 0 else torch.optim.AdamW)(
             [{"params": [p for _, p in method.role_parameters(role)], "role": role} for role in phase.trains],
             lr=0.0,
@@ -107,7 +109,7 @@ class Engine:
         self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
             model=method,
             optimizer=self._adam,
-            config=_deepspeed_config(optim, train, micro, share // micro, device),
+            config=_deepspeed_config(optim, train, micro, share // micro, trainable, device),
             dist_init_required=False,
         )
         self.micro_batch = micro
@@ -208,7 +210,9 @@ def _norm(method: nn.Module) -> Tensor:
     return nn.utils.get_total_norm([p.grad for p in method.parameters() if p.grad is not None])
 
 
-def _deepspeed_config(optim: OptimConfig, train: TrainConfig, micro: int, accumulation: int, device: torch.device) -> dict[str, Any]:
+def _deepspeed_config(
+    optim: OptimConfig, train: TrainConfig, micro: int, accumulation: int, trainable: int, device: torch.device
+) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     return {
         "train_micro_batch_size_per_gpu": micro,
@@ -218,8 +222,9 @@ def _deepspeed_config(optim: OptimConfig, train: TrainConfig, micro: int, accumu
             "stage": train.zero_stage,
             "overlap_comm": on_gpu,
             "contiguous_gradients": True,
-            "reduce_bucket_size": 50_000_000,
-            "allgather_bucket_size": 50_000_000,
+            # DeepSpeed allocates the bucket anew in each step: larger than the model costs page faults and nothing else.
+            "reduce_bucket_size": min(trainable, _BUCKET),
+            "allgather_bucket_size": min(trainable, _BUCKET),
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

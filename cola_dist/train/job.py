@@ -101,7 +101,7 @@ def summary(result: Mapping[str, Any], wall_seconds: float) -> dict[str, Any]:
 
 
 def _final(evaluations: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    for name in ("joint_end", "pretrain_end", "warmup_end", "start"):
+    for name in ("joint_end", "pretrain_end", "warmup_end"):
         if name in evaluations:
             return evaluations[name]
     return {}

@@ -35,11 +35,11 @@ _READERS_AT_LEAST = 1
 class RayWorker:
     """One Ray Train worker, seen as the loop sees it."""
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, board: Any, steps_per_read: int) -> None:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self._board = board
+        self._board, self._steps_per_read = board, steps_per_read
         self._answer: Any = None
         self._asked_at = 0.0
         self._stop = False
@@ -50,8 +50,10 @@ class RayWorker:
         return stream.batches(shard, plan, self.rank, reader.config.steps_per_read * reader.config.prefetch_reads)
 
     def report(self, progress: Mapping[str, Any]) -> bool:
-        """Post progress a few times a second; the answer to an earlier post says whether to stop."""
+        """Post progress a few times a second; the answer to an earlier post says whether to stop. Readers hear of each read's first step."""
         now = time.monotonic()
+        if progress["step"] % self._steps_per_read == 0:
+            self._board.advance.remote(progress["step"])
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             self._stop, self._answer = ray.get(self._answer), None
         if self._answer is None and now - self._asked_at >= _REPORT_EVERY_S:
@@ -68,7 +70,7 @@ def launch(config: RunConfig, run_uri: str, debug: bool = False) -> dict[str, An
     storage.write_bytes(storage.join(run_uri, "config.yaml"), to_yaml(config).encode())
     reader = stream.open_reader(config.data, config.train.seed)
     _connect(config, debug)
-    board = create_board()
+    board = create_board(config.train.workers)
     outcome = _Fit(_trainer(config, run_uri, board, reader))
     with _Interrupt(board), ProgressView(config) as view:
         while outcome.running():
@@ -111,19 +113,18 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader) ->
         if ray.get(board.user_error.remote()):
             return
         try:
-            run_worker(config, run_uri, RayWorker(board))
+            run_worker(config, run_uri, RayWorker(board, config.data.steps_per_read))
         except UserError as error:
             ray.get(board.refuse.remote(str(error)))
             raise
 
     def clips() -> ray.data.Dataset:
         # Ray Train calls this when it starts a worker group: after a failure the stream begins where the newest checkpoint stands.
-        return stream.dataset(reader, plan_stream(config, run_uri))
+        return stream.dataset(reader, plan_stream(config, run_uri), lambda step: ray.get(board.reached.remote(step)))
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     options = ray.data.ExecutionOptions(preserve_order=True)
-    options.resource_limits = options.resource_limits.copy(object_store_memory=_stream_bytes(config))
     gpu = {"GPU": 1.0} if train.gpus else {}
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     return ray.train.torch.TorchTrainer(
@@ -141,12 +142,6 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader) ->
             failure_config=ray.train.FailureConfig(max_failures=train.max_restarts),
         ),
     )
-
-
-def _stream_bytes(config: RunConfig) -> int:
-    """Object store share of the stream: the reads kept ahead of every worker and one in the making for each."""
-    clip = config.data.frames * 3 * config.data.resolution**2
-    return clip * config.optim.global_batch * config.data.steps_per_read * (config.data.prefetch_reads + 1)
 
 
 class _Fit:

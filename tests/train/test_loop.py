@@ -49,7 +49,9 @@ def stages(toys: Path) -> dict[int, Path]:
 
 def test_warmup_leaves_the_generator_and_the_boundary_leaves_the_lam(plain: Path) -> None:
     hashes = json.loads((plain / "result.json").read_text())["record"]["hashes"]
-    assert hashes["warmup_start"]["world"] == hashes["warmup_end"]["world"] == hashes["joint_start"]["world"] != hashes["joint_end"]["world"]
+    assert (
+        hashes["warmup_start"]["world"] == hashes["warmup_end"]["world"] == hashes["joint_start"]["world"] != hashes["joint_end"]["world"]
+    )
     assert hashes["warmup_start"]["lam"] != hashes["warmup_end"]["lam"] == hashes["joint_start"]["lam"] != hashes["joint_end"]["lam"]
 
 
