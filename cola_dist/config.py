@@ -35,6 +35,8 @@ class DataConfig:
     """Optimizer steps whose clips one Ray Data task reads and decodes together."""
     prefetch_reads: int = 2
     """Reads kept decoded ahead of each worker."""
+    decoded_cache_bytes: int = 256 * 1024**2
+    """Memory in which each reader process keeps episodes that it has decoded; 0 = none."""
     reader_cpus: float = 1.0
     """CPUs that Ray reserves for one read task."""
 

@@ -22,7 +22,15 @@ from cola_dist.errors import UserError
 from cola_dist.recipes import RECIPES
 
 _IDENTITY = ("recipe", "method", "data", "lam", "conditioning", "world", "flow", "optim", "warmup", "joint", "train.seed")
-_FREE = ("data.max_bad_share", "data.steps_per_read", "data.prefetch_reads", "data.reader_cpus", "optim.micro_batch", "joint.steps")
+_FREE = (
+    "data.max_bad_share",
+    "data.steps_per_read",
+    "data.prefetch_reads",
+    "data.decoded_cache_bytes",
+    "data.reader_cpus",
+    "optim.micro_batch",
+    "joint.steps",
+)
 
 
 @dataclass(frozen=True)
@@ -226,6 +234,8 @@ def _data_problems(c: RunConfig) -> Iterator[str]:
     ):
         if value < 1:
             yield f"data.{name} is {value}: it must be at least 1"
+    if c.data.decoded_cache_bytes < 0:
+        yield f"data.decoded_cache_bytes is {c.data.decoded_cache_bytes}: it must not be negative"
     if not 0 < c.data.crop_scale <= 1:
         yield f"data.crop_scale is {c.data.crop_scale}: it must be in (0, 1]"
     if not 0 <= c.data.max_bad_share <= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import av
@@ -29,8 +30,38 @@ def decode_clip(
     none is the full short side, centred. The whole clip has one crop. Raises CorruptClip.
     """
     wanted = range(start, start + frames * stride, stride)
-    clip = np.empty((frames, 3, resolution, resolution), np.uint8)
-    done = 0
+    found: list[av.VideoFrame] = []
+    for index, frame in _frames_from(mp4, start):
+        if index > wanted[len(found)]:
+            raise CorruptClip(f"frame {wanted[len(found)]} is missing")
+        if index == wanted[len(found)]:
+            found.append(frame)
+            if len(found) == frames:
+                return to_clip(found, resolution, crop)
+    raise CorruptClip(f"video ends before frame {wanted[len(found)]}")
+
+
+def decode_episode(mp4: bytes) -> list[av.VideoFrame]:
+    """Every frame of a video, in the codec's own pixel format. Raises CorruptClip."""
+    frames: list[av.VideoFrame] = []
+    for index, frame in _frames_from(mp4, 0):
+        if index != len(frames):
+            raise CorruptClip(f"frame {len(frames)} is missing")
+        frames.append(frame)
+    return frames
+
+
+def to_clip(frames: Sequence[av.VideoFrame], resolution: int, crop: tuple[float, float, float] | None) -> NDArray[np.uint8]:
+    """Decoded frames resized and cropped as ``decode_clip`` does: uint8 ``[len(frames), 3, resolution, resolution]``."""
+    reformatter = VideoReformatter()
+    clip = np.empty((len(frames), 3, resolution, resolution), np.uint8)
+    for place, frame in zip(clip, frames, strict=True):
+        place[:] = _resized(reformatter, frame, resolution, crop)
+    return clip
+
+
+def _frames_from(mp4: bytes, start: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Frames with their numbers, from the keyframe at or before ``start`` on. Raises CorruptClip."""
     try:
         with av.open(io.BytesIO(mp4), "r", format="mp4") as container:
             stream = _video_stream(container)
@@ -42,21 +73,12 @@ def decode_clip(
             origin = stream.start_time or 0
             if start:
                 container.seek(origin + int(start * ticks), stream=stream)
-            reformatter = VideoReformatter()
             for frame in container.decode(stream):
                 if frame.pts is None:
                     raise CorruptClip("frame without time stamp")
-                index = round((frame.pts - origin) / ticks)
-                if index > wanted[done]:
-                    raise CorruptClip(f"frame {wanted[done]} is missing")
-                if index == wanted[done]:
-                    clip[done] = _resized(reformatter, frame, resolution, crop)
-                    done += 1
-                    if done == frames:
-                        return clip
+                yield round((frame.pts - origin) / ticks), frame
     except (av.FFmpegError, IndexError, OverflowError, UnicodeDecodeError) as error:
         raise CorruptClip(f"video does not decode: {type(error).__name__}") from error
-    raise CorruptClip(f"video ends before frame {wanted[done]}")
 
 
 def _video_stream(container: InputContainer) -> VideoStream:

@@ -19,7 +19,8 @@ from ray.data.block import BlockAccessor, BlockMetadata
 
 from cola_dist.config import DataConfig
 from cola_dist.data import order as orders
-from cola_dist.data.decode import CorruptClip, decode_clip
+from cola_dist.data.cache import EpisodeCache
+from cola_dist.data.decode import CorruptClip, decode_clip, to_clip
 from cola_dist.data.shards import CorruptMember, Episode, ShardFolder, open_folder, read_member
 from cola_dist.errors import UserError
 
@@ -53,6 +54,7 @@ class ClipReader:
         """Raises ``UserError`` if a folder has no episode of the split that is long enough, or two folders share a name."""
         self.folders, self.config, self.split = folders, config, split
         self.episodes: tuple[tuple[Episode, ...], ...] = tuple(folder.split(split) for folder in folders)
+        self._cache = EpisodeCache(config.decoded_cache_bytes)
         sources = [
             orders.Source(folder.source, weight, tuple(_span(e, config) for e in episodes), folder.content_hash)
             for folder, weight, episodes in zip(folders, config.mixture.values(), self.episodes, strict=True)
@@ -67,10 +69,18 @@ class ClipReader:
         except ValueError as error:
             raise UserError(f"data ({split} split): {error}") from error
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What a process has decoded stays with it: the reader travels to others.
+        return vars(self) | {"_cache": EpisodeCache(self.config.decoded_cache_bytes)}
+
     def decode(self, ref: orders.ClipRef, crop: tuple[float, float, float] | None) -> np.ndarray:
         """The clip that ``ref`` names, uint8 [T, 3, H, W]. Raises ``CorruptMember`` or ``CorruptClip``."""
-        mp4 = read_member(self.folders[ref.source], self.episodes[ref.source][ref.episode], "mp4")
-        return decode_clip(mp4, ref.start, self.config.frames, ref.stride, self.config.resolution, crop)
+        folder, episode = self.folders[ref.source], self.episodes[ref.source][ref.episode]
+        frames, resolution = self.config.frames, self.config.resolution
+        kept = self._cache.frames((ref.source, ref.episode), episode.frames, lambda: read_member(folder, episode, "mp4"))
+        if kept is not None:
+            return to_clip(kept[ref.start : ref.start + (frames - 1) * ref.stride + 1 : ref.stride], resolution, crop)
+        return decode_clip(read_member(folder, episode, "mp4"), ref.start, frames, ref.stride, resolution, crop)
 
     def read(self, position: int) -> tuple[np.ndarray, int, str, str]:
         """The clip at a position (uint8 [T, 3, H, W]), its source, its sample id, and a line for each unreadable clip that it replaces."""
@@ -175,8 +185,19 @@ class _ClipSource(ray.data.Datasource):
         ]
 
 
+_readers: dict[Any, ClipReader] = {}
+
+
+def _reader_of_process(reader_ref: Any) -> ClipReader:
+    """One reader per process and stream, so that the tasks which a process runs in turn share its cache."""
+    if reader_ref not in _readers:
+        _readers.clear()
+        _readers[reader_ref] = ray.get(reader_ref)
+    return _readers[reader_ref]
+
+
 def _read_blocks(reader_ref: Any, plan: StreamPlan, reads: list[tuple[int, int, int]], wait_for: Callable[[int], None]) -> Iterator[Any]:
-    reader: ClipReader = ray.get(reader_ref)
+    reader = _reader_of_process(reader_ref)
     ahead = reader.config.steps_per_read * (reader.config.prefetch_reads + _READS_IN_TRANSIT)
     for first, last, rank in reads:
         if first - ahead > plan.first_step:
