@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,8 +32,17 @@ def run_command(work: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequen
             raise
         print(f"error: {_last_line(error)} (--debug shows where)", file=sys.stderr)
         return FAILED
-    print(json.dumps(result), flush=True)
+    print(json.dumps(_plain(result), allow_nan=False), flush=True)
     return FAILED if result.get("status") == "failed" else DONE
+
+
+def _plain(value: Any) -> Any:
+    """The value with null for numbers that JSON has no word for: a run that diverged reports NaN."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _last_line(error: Exception) -> str:

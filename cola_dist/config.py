@@ -67,10 +67,13 @@ class LamConfig:
     width: int = 64
     depth: int = 3
     heads: int = 4
+    pool: Literal["pair", "difference"] = "pair"
+    """What is pooled into a transition's tokens: the patches of both frames (paper), or the difference of their features (open), in which all that
+    stays the same cancels."""
     tokens: int = 2
     """N, tokens per transition."""
-    difference_input: bool = False
-    """Give the patch embedding each frame's change from the one before beside the frame itself (open; the paper: frames only)."""
+    input: Literal["frames", "frames+change", "change"] = "frames"
+    """What the patch embedding sees: each frame (paper), its change from the frame before as well, or the change alone (open)."""
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
 
 

@@ -60,14 +60,14 @@ def parse_job(argv: Sequence[str], default_recipe: str, prog: str, method: str) 
     recipe = known.recipe or default_recipe
     if recipe not in RECIPES:
         raise UserError(f"unknown recipe {recipe!r}{_nearest(recipe, RECIPES)}; there are: {', '.join(RECIPES)}")
-    base = RECIPES[recipe]()
-    if base.method != method:
-        raise UserError(f"recipe {recipe!r} is for jobs/{base.method}.py, not for {prog}")
     if known.help:
         parser.print_help()
         override = ["--help"]
     options = [*(_from_yaml(known.config) if known.config else ()), *override]
-    return Job(apply_overrides(base, options), tuple(options), known.recipe is not None, known.resume, known.dry_run, known.debug)
+    config = apply_overrides(RECIPES[recipe](), options)
+    if config.method != method:
+        raise UserError(f"recipe {config.recipe!r} with method {config.method} is for jobs/{config.method}.py, not for {prog}")
+    return Job(config, tuple(options), known.recipe is not None, known.resume, known.dry_run, known.debug)
 
 
 def apply_overrides(base: RunConfig, options: Sequence[str]) -> RunConfig:
@@ -110,8 +110,15 @@ def from_yaml(text: str, where: str) -> RunConfig:
 def differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
     """Fields whose change would make a resumed run another run: model, loss, order of clips, schedule up to here."""
     old, new = dict(_leaves(saved)), dict(_leaves(wanted))
-    names = [n for n in old if n not in _FREE and any(n == prefix or n.startswith(prefix + ".") for prefix in _IDENTITY)]
-    return [f"{n}: {old[n]!r} in the run, {new[n]!r} asked for" for n in names if old[n] != new[n]]
+    # A cosine's whole course depends on where it ends.
+    free = set(_FREE) - ({"joint.steps"} if saved.optim.decay == "cosine" else set())
+    names = [n for n in old if n not in free and any(n == prefix or n.startswith(prefix + ".") for prefix in _IDENTITY)]
+    return [f"{n}: {old[n]!r} in the run, {new[n]!r} asked for" for n in names if _in_order(old[n]) != _in_order(new[n])]
+
+
+def _in_order(value: Any) -> Any:
+    """A mapping as pairs: the order of the mixture's sources is part of the order of clips, equality of mappings is not."""
+    return list(value.items()) if isinstance(value, Mapping) else value
 
 
 def _mixture_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
@@ -163,8 +170,8 @@ def _merge_repeated(options: Sequence[str]) -> list[str]:
     current: list[str] = []
     for word in options:
         if word.startswith("--"):
-            name, _, value = word.partition("=")
-            current = [value] if value else []
+            name, given, value = word.partition("=")
+            current = [value] if given else []
             key = "--" + name[2:].replace("-", "_")
             chosen.pop(key, None)
             chosen[key] = current
@@ -192,6 +199,8 @@ def _flatten(tree: Mapping[str, Any], where: str, prefix: str = "") -> Iterator[
             yield from (f"--{name}", *words)
         elif any(k.startswith(f"{name}.") for k in known) and isinstance(value, Mapping):
             yield from _flatten(value, where, f"{name}.")
+        elif any(k.startswith(f"{name}.") for k in known):
+            raise UserError(f"section {name!r} in {where} must be a mapping of fields to values")
         else:
             raise UserError(f"unknown key {name!r} in {where}{_nearest(name, known)}")
 
@@ -214,6 +223,7 @@ def _problems(c: RunConfig) -> Iterator[str]:
     yield from _data_problems(c)
     yield from _model_problems(c)
     yield from _training_problems(c)
+    yield from _observation_problems(c)
 
 
 def _data_problems(c: RunConfig) -> Iterator[str]:
@@ -228,6 +238,7 @@ def _data_problems(c: RunConfig) -> Iterator[str]:
         if not value > 0:
             yield f"data.{name} is {value}: it must be positive"
     for name, value in (
+        ("resolution", c.data.resolution),
         ("mixture_block", c.data.mixture_block),
         ("steps_per_read", c.data.steps_per_read),
         ("prefetch_reads", c.data.prefetch_reads),
@@ -291,10 +302,19 @@ def _training_problems(c: RunConfig) -> Iterator[str]:
     for name in ("checkpoint_every", "keep_checkpoints", "max_nonfinite"):
         if dict(_leaves(c.train))[name] < 1:
             yield f"train.{name} must be at least 1"
+
+
+def _observation_problems(c: RunConfig) -> Iterator[str]:
     d = c.diagnostics
     if d.every < 1 or d.video_every < 1 or c.tracking.log_every < 1:
         yield "diagnostics.every, diagnostics.video_every and tracking.log_every must be at least 1"
     if d.batch < 2 or d.clips < d.batch or d.clips % d.batch:
         yield f"diagnostics.clips {d.clips} must be a multiple of diagnostics.batch {d.batch}, which must be at least 2 to shuffle actions"
-    if not 0 <= d.video_clips <= d.batch or d.probe_clips < 0:
-        yield f"diagnostics.video_clips must be between 0 and diagnostics.batch {d.batch}, probe_clips not negative"
+    if not 0 <= d.video_clips <= d.batch or d.video_clips == 1:
+        yield f"diagnostics.video_clips is {d.video_clips}: it must be 0, or between 2 (to exchange actions) and diagnostics.batch {d.batch}"
+    if d.probe_clips < 0:
+        yield f"diagnostics.probe_clips is {d.probe_clips}: it must not be negative"
+    if not (0 <= d.min_perplexity_share <= 1 and 0 < d.max_usage <= 1 and d.min_gap >= 0 and d.min_rank >= 0):
+        yield "diagnostics: min_perplexity_share and max_usage must be shares in [0, 1], min_gap and min_rank not negative"
+    if not c.tracking.uri and "://" in c.output and not c.output.startswith("file://"):
+        yield f"tracking.uri is empty but output {c.output} is object storage, which holds no database: give --tracking.uri"

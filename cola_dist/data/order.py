@@ -11,7 +11,8 @@ import bisect
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -87,13 +88,14 @@ class Order:
         """Raises ``ValueError`` if a source has no episode as long as a clip, or a share too small for the block."""
         self.sources = tuple(sources)
         self.frames, self.block, self.seed = frames, block, seed
-        self._shares = _integer_shares([s.weight for s in sources])
+        weights = [s.weight for s in sources]
+        self._shares = _integer_shares(weights)
         self._denominator = sum(self._shares)
         for source, share in zip(self.sources, self._shares, strict=True):
             if share * block < self._denominator:
                 raise ValueError(
-                    f"source {source.name!r} has a share of {share / self._denominator:.2%}, less than one clip per mixture block of {block}: "
-                    f"raise data.mixture_block to at least {-(-self._denominator // share)} or the source's weight"
+                    f"source {source.name!r} has less than one clip per mixture block of {block}: raise data.mixture_block to at least "
+                    f"{math.ceil(sum(map(_exact, weights)) / _exact(source.weight))} or the source's weight"
                 )
         self._spans = [[(frames - 1) * e.stride + 1 for e in s.episodes] for s in self.sources]
         self._cumulative = [
@@ -106,10 +108,11 @@ class Order:
 
     @property
     def hash(self) -> str:
-        """Identity of the whole sequence: seed, sources with their content and weights, block, clip length."""
-        state = [self.seed, self.frames, self.block]
-        sources = [[s.name, share, s.content, len(s.episodes)] for s, share in zip(self.sources, self._shares, strict=True)]
-        return hashlib.sha256(json.dumps([state, sources]).encode()).hexdigest()
+        """Identity of the whole sequence: seed, block, clip length, and of each source its content, share and episodes with their strides."""
+        digest = hashlib.sha256(json.dumps([self.seed, self.frames, self.block]).encode())
+        for source, share in zip(self.sources, self._shares, strict=True):
+            digest.update(json.dumps([source.name, share, source.content, [[e.frames, e.stride] for e in source.episodes]]).encode())
+        return digest.hexdigest()
 
     def windows(self, source: int) -> int:
         """Clips in one epoch of a source."""
@@ -159,12 +162,6 @@ def crop_of(key: int, smallest: float) -> tuple[float, float, float]:
     return smallest + (1 - smallest) * scale, x, y
 
 
-def normalised(weights: Mapping[str, float]) -> dict[str, float]:
-    """Weights scaled to sum to 1."""
-    total = sum(weights.values())
-    return {name: weight / total for name, weight in weights.items()}
-
-
 @lru_cache(maxsize=64)
 def _assign_slots(key: int, before: tuple[int, ...], counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """For each slot of a block: its source, and how many clips were drawn from that source before it."""
@@ -174,8 +171,15 @@ def _assign_slots(key: int, before: tuple[int, ...], counts: tuple[int, ...]) ->
     return sources[shuffle], nth[shuffle]
 
 
+def _exact(weight: float) -> Fraction:
+    """The number as it was written: 0.1 is one tenth."""
+    return Fraction(str(weight))
+
+
 def _integer_shares(weights: Sequence[float]) -> list[int]:
-    """Weights as whole numbers in the same proportion, so that counts are exact at any position."""
-    fractions = [Fraction(str(w)).limit_denominator(1_000_000) for w in weights]
-    common = np.lcm.reduce([f.denominator for f in fractions])
-    return [int(f * int(common)) for f in fractions]
+    """Weights as whole numbers in the same proportion (to one millionth of the largest), so that counts are exact at any position."""
+    largest = max(map(_exact, weights))
+    fractions = [(_exact(w) / largest).limit_denominator(1_000_000) for w in weights]
+    # Python's own integers: the common denominator of a few arbitrary weights exceeds 64 bits.
+    common = math.lcm(*(f.denominator for f in fractions))
+    return [int(f * common) for f in fractions]

@@ -97,7 +97,7 @@ class ClipReader:
             return clip, ref.source, f"{folder.source}/{episode.key}@{ref.start}", "\n".join(skipped)
         raise UserError(
             f"{MAX_ATTEMPTS} clips in a row could not be read for position {position}, the last: {skipped[-1]}: "
-            f"find the damage with `python jobs/pack.py lint {folder.uri}` and pack it again"
+            f"find the damage with `python jobs/data.py lint {folder.uri}` and pack it again"
         )
 
     def read_many(self, positions: Iterable[int]) -> Batch:

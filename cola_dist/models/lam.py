@@ -11,6 +11,10 @@ from cola_dist.models.conditioning import ActionConditioning
 from cola_dist.models.layers import NORM_EPS, AttentionPool, SpaceTimeBlock, patchify, spatial_positions, temporal_positions
 
 
+_CHANGE_GAIN = 4.0
+"""Brings the change between two frames to about the range of the frames: its root mean square is near a quarter of theirs."""
+
+
 class InverseDynamics(nn.Module):
     """ST-transformer over pixels; the patches of two neighbouring frames are pooled by attention into N tokens of D dimensions.
 
@@ -20,20 +24,21 @@ class InverseDynamics(nn.Module):
     def __init__(self, config: LamConfig) -> None:
         super().__init__()
         self.config = config
-        channels = 6 if config.difference_input else 3
+        channels = 6 if config.input == "frames+change" else 3
         self.embed = nn.Linear(channels * config.patch**2, config.width)
         self.blocks = nn.ModuleList(SpaceTimeBlock(config.width, config.heads, modulated=False) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.side = nn.Parameter(torch.randn(2, 1, config.width) * 0.02)
         self.pool = AttentionPool(config.width, config.heads, config.tokens)
+        self.pooled_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.project = nn.Linear(config.width, config.bottleneck.dim)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels ``[B, T, 3, H, W]`` in [-1, 1] to ``z [B, T-1, N, D]``."""
-        if self.config.difference_input:
+        if self.config.input != "frames":
             change = torch.zeros_like(pixels)
-            change[:, 1:] = pixels[:, 1:] - pixels[:, :-1]
-            pixels = torch.cat([pixels, change], 2)
+            change[:, 1:] = (pixels[:, 1:] - pixels[:, :-1]) * _CHANGE_GAIN
+            pixels = change if self.config.input == "change" else torch.cat([pixels, change], 2)
         b, t, _, height, width = pixels.shape
         x = self.embed(patchify(pixels, self.config.patch))
         x = x + spatial_positions(height // self.config.patch, width // self.config.patch, self.config.width, x.device)
@@ -41,9 +46,11 @@ class InverseDynamics(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        pairs = torch.cat([x[:, :-1] + self.side[0], x[:, 1:] + self.side[1]], 2)
-        pooled = self.pool(pairs.flatten(0, 1))
-        z: Tensor = self.project(pooled)
+        if self.config.pool == "difference":
+            transitions = x[:, 1:] - x[:, :-1]
+        else:
+            transitions = torch.cat([x[:, :-1] + self.side[0], x[:, 1:] + self.side[1]], 2)
+        z: Tensor = self.project(self.pooled_norm(self.pool(transitions.flatten(0, 1))))
         return z.reshape(b, t - 1, self.config.tokens, -1)
 
 

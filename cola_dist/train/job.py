@@ -20,6 +20,7 @@ from cola_dist.settings import Job, apply_overrides, differences, from_yaml
 from cola_dist.train.checkpoint import Checkpoint, latest
 from cola_dist.train.hardware import computes_bf16
 from cola_dist.train.observer import to_clips
+from cola_dist.train.stage import check_fit
 
 
 def new_run_id(recipe: str) -> str:
@@ -56,11 +57,11 @@ def preflight(config: RunConfig, run_uri: str) -> dict[str, Any]:
     Returns what ``--dry-run`` prints: parameters per role, clips per source, the loss of one small batch.
     """
     readers = {split: open_reader(config.data, config.train.seed, split) for split in ("train", "heldout")}
-    uri = latest(run_uri)
-    if uri is not None:
-        Checkpoint(uri)
     method = build_method(config, computes_bf16(config.train.precision, torch.device("cpu")))
     reader = readers["train"]
+    uri = latest(run_uri)
+    if uri is not None:
+        check_fit(Checkpoint(uri), config, method, reader.order.hash)
     first = {reader.read(position)[1]: position for position in reversed(range(config.data.mixture_block))}
     batch = reader.read_many(sorted(first.values()))
     output = method(to_clips(batch), 0)

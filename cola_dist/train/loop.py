@@ -101,7 +101,8 @@ class Loop:
         engine = self.stage.open(phase, self.checkpoint_uri)
         self._durations.clear()
         hardware.reset_peak_memory(self.worker.device)
-        self.record["hashes"][f"{phase.name}_start"] = self.stage.hashes()
+        # A phase that is resumed has begun before: what it began with stands in the checkpoint's record.
+        self.record["hashes"].setdefault(f"{phase.name}_start", self.stage.hashes())
         if self.step == 0:
             self._evaluate(name="start")
         error = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cola_dist.config import RunConfig
-from cola_dist.data.decode import encode_mp4
-from cola_dist.data.shards import read_member
+from cola_dist.data.decode import CorruptClip, encode_mp4
+from cola_dist.data.shards import CorruptMember, read_member
 from cola_dist.data.stream import Batch, ClipReader, open_reader
 from cola_dist.diagnostics import Monitor
 from cola_dist.evaluation import probe, rollout
@@ -131,9 +132,11 @@ def _clips_with_actions(reader: ClipReader, count: int) -> list[_KnownClip]:
         ref = reader.order.clip(position)
         episode = reader.episodes[ref.source][ref.episode]
         if ref.source in known and "actions.npy" in episode.members and ref.stride == 1:
-            clip = reader.decode(ref, crop=None)
-            rows = _load_actions(read_member(reader.folders[ref.source], episode, "actions.npy"))
-            found.append(_KnownClip(clip, rows[ref.start : ref.start + len(clip) - 1], f"{ref.source}/{episode.key}"))
+            # What cannot be read is left out here; training counts and reports it.
+            with contextlib.suppress(CorruptMember, CorruptClip):
+                clip = reader.decode(ref, crop=None)
+                rows = _load_actions(read_member(reader.folders[ref.source], episode, "actions.npy"))
+                found.append(_KnownClip(clip, rows[ref.start : ref.start + len(clip) - 1], f"{ref.source}/{episode.key}"))
         position += 1
     return found
 

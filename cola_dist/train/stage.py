@@ -44,7 +44,7 @@ class Stage:
         method = build_method(self.config, self._bf16)
         self._shapes = {name: tuple(p.shape) for name, p in method.named_parameters()}
         if checkpoint is not None:
-            self._check(checkpoint, method)
+            check_fit(checkpoint, self.config, method, self.order_hash)
             for role in method.roles():
                 _load(method, checkpoint.weights(role))
             _load(method, checkpoint.buffers)
@@ -100,27 +100,6 @@ class Stage:
         position = Position(step, phase.name, self.config.recipe, self.order_hash, self.engine.adam_steps(), frozen, record)
         return writer.save(position, self.engine.fragments, dict(method.named_buffers()), self._ema, self._shapes)
 
-    def _check(self, checkpoint: Checkpoint, method: Method) -> None:
-        where = f"checkpoint {checkpoint.uri}"
-        if checkpoint.position.recipe != self.config.recipe:
-            raise UserError(
-                f"{where} is of recipe {checkpoint.position.recipe!r}, not {self.config.recipe!r}: resume it with its own recipe"
-            )
-        if checkpoint.position.order_hash != self.order_hash:
-            raise UserError(
-                f"{where} was trained on another sequence of clips: restore the shards and data settings of that run, or start a new one"
-            )
-        for name, shape in checkpoint.shapes.items():
-            if self._shapes.get(name) != shape:
-                raise UserError(
-                    f"{where} has {name} of shape {shape}, this model {self._shapes.get(name, 'none')}: resume it with its own model settings"
-                )
-        for role, reference in checkpoint.position.frozen.items():
-            if weights_hash(dict(method.role_parameters(role))) != reference["sha256"]:
-                raise UserError(
-                    f"{where} refers to the frozen {role} model {reference['uri']}, whose weights have changed: restore that model"
-                )
-
     def _load_moments(self, engine: Engine, checkpoint: Checkpoint) -> None:
         saved = set(checkpoint.position.adam_steps)
         for fragment in engine.fragments:
@@ -140,6 +119,26 @@ class Stage:
                 self._ema[fragment.name] = (
                     fragment.weight.clone() if whole is None else whole.flatten()[fragment.start : stop].to(self.device)
                 )
+
+
+def check_fit(checkpoint: Checkpoint, config: RunConfig, method: Method, order_hash: str) -> None:
+    """Raises ``UserError`` if a checkpoint cannot be continued by a freshly built ``method`` on the clips that ``order_hash`` stands for."""
+    where = f"checkpoint {checkpoint.uri}"
+    if checkpoint.position.recipe != config.recipe:
+        raise UserError(f"{where} is of recipe {checkpoint.position.recipe!r}, not {config.recipe!r}: resume it with its own recipe")
+    if checkpoint.position.order_hash != order_hash:
+        raise UserError(
+            f"{where} was trained on another sequence of clips: restore the shards and data settings of that run, or start a new one"
+        )
+    shapes = {name: tuple(p.shape) for name, p in method.named_parameters()}
+    for name, shape in checkpoint.shapes.items():
+        if shapes.get(name) != shape:
+            raise UserError(
+                f"{where} has {name} of shape {shape}, this model {shapes.get(name, 'none')}: resume it with its own model settings"
+            )
+    for role, reference in checkpoint.position.frozen.items():
+        if weights_hash(dict(method.role_parameters(role))) != reference["sha256"]:
+            raise UserError(f"{where} refers to the frozen {role} model {reference['uri']}, whose weights have changed: restore that model")
 
 
 def _load(method: Method, tensors: Mapping[str, Tensor]) -> None:

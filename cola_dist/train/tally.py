@@ -68,5 +68,5 @@ class Tally:
                 example = f", for example {self._last_line}" if self._last_line else ""
                 raise UserError(
                     f"source {name!r}: {skipped:.0f} of {asked:.0f} clips could not be read ({skipped / asked:.1%}, limit data.max_bad_share "
-                    f"{self._max_bad_share:.1%}){example}: find the damage with `python jobs/pack.py lint {uri}`"
+                    f"{self._max_bad_share:.1%}){example}: find the damage with `python jobs/data.py lint {uri}`"
                 )

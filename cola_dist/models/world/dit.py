@@ -12,11 +12,17 @@ from cola_dist.models.layers import NORM_EPS, SpaceTimeBlock, patchify, sinusoid
 from cola_dist.models.world.base import WorldModel
 
 
+_SMALLEST_TAU = 0.05
+"""Bounds the velocity of nearly clean frames; at tau = 0 a frame is context and its velocity has no meaning."""
+
+
 class SpaceTimeDiT(WorldModel):
     """Blocks of spatial attention, causal temporal attention and MLP, each modulated per frame by the flow time.
 
     As in STDiT3 one small network turns the flow time into nine shared rows (shift, scale, gate of three sublayers) and each block adds a
-    table of its own. Gates and output start at zero. Positions are fixed sinusoids: frames of other sizes and lengths need no new
+    table of its own. The network predicts the clean frames, and the velocity follows from them: v = (x_tau - x0) / tau. A patch of noise has more
+    dimensions than the network is wide, so it could not predict the noise; clean patches lie near a surface of few dimensions (Li & He,
+    "Back to Basics", arXiv 2511.13720). Gates and output start at zero. Positions are fixed sinusoids: frames of other sizes and lengths need no new
     weights.
     """
 
@@ -68,4 +74,5 @@ class SpaceTimeDiT(WorldModel):
             x = checkpoint(block, x, rows, use_reentrant=False) if checkpointing else block(x, rows)
         shift, scale = self.out_modulation(time).unsqueeze(2).chunk(2, -1)
         x = self.out(self.norm(x) * (1 + scale) + shift)
-        return unpatchify(x, self.patch, height, width)
+        clean = unpatchify(x, self.patch, height, width).float()
+        return (x_tau.float() - clean) / tau.float().clamp(min=_SMALLEST_TAU)[:, :, None, None, None]

@@ -1,0 +1,34 @@
+"""What several test files share: one undisturbed job, which is dear to start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A finished job: its sources, configuration file, run folder and result."""
+
+    folder: Path
+    config: Path
+    run: Path
+    result: dict[str, Any]
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """A co-training job of 40 + 40 steps on two workers that nothing disturbs, on sources with a few damaged videos."""
+    from tests.train.jobs import run_job, runs_in, write_config, write_damaged_sources
+
+    folder = tmp_path_factory.mktemp("jobs")
+    write_damaged_sources(folder)
+    config = write_config(folder, "--data.max-bad-share", "0.9", "--diagnostics.probe-clips", "16")
+    ended = run_job("--config", config)
+    result = ended.result
+    (run,) = runs_in(folder / "runs-0")
+    return Undisturbed(folder, config, run, result, ended.stderr)

@@ -1,0 +1,77 @@
+"""Jobs that lose a worker, are killed, or are told to stop: each ends with the very losses of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from cola_dist.train.trace import read_trace
+from tests.conftest import Undisturbed
+from tests.train.jobs import (
+    JOINT,
+    WARMUP,
+    interrupt,
+    job,
+    newest_step,
+    run_job,
+    steps_by_attempt,
+    wait_for_run,
+    write_config,
+)
+
+pytestmark = pytest.mark.ray
+
+SETTLED = 8
+"""Steps into a phase at which the fault strikes: checkpoints of the phase are there, most of its steps are not done."""
+SETTINGS = ("--data.max-bad-share", "0.9", "--diagnostics.probe-clips", "16")
+
+
+def hashes(run: Path) -> dict[str, Any]:
+    """Hash of each role's weights at the start and the end of each phase."""
+    record: dict[str, Any] = json.loads((run / "result.json").read_text())["record"]
+    return record["hashes"]
+
+
+def test_lost_workers_in_both_phases_change_nothing(undisturbed: Undisturbed) -> None:
+    config = write_config(undisturbed.folder, *SETTINGS)
+    with job("--config", config) as running:
+        run = wait_for_run(running, undisturbed.folder / config.stem.replace("config", "runs"))
+        for struck_at in (SETTLED, WARMUP + SETTLED):
+            running.wait_until(lambda step=struck_at: newest_step(run) >= step)
+            running.kill_a_worker()
+        result = running.wait().result
+    first, second, third = steps_by_attempt(run).values()
+    assert first[-1] < WARMUP < second[-1] < third[-1] == WARMUP + JOINT, "one worker was lost in each phase"
+    assert result["status"] == "finished"
+    assert read_trace(str(run)) == read_trace(str(undisturbed.run))
+    assert hashes(run) == hashes(undisturbed.run)
+
+
+def test_killed_and_interrupted_jobs_resume_to_the_same_losses(undisturbed: Undisturbed) -> None:
+    config = write_config(undisturbed.folder, *SETTINGS)
+    with job("--config", config) as running:
+        run = wait_for_run(running, undisturbed.folder / config.stem.replace("config", "runs"))
+        running.wait_until(lambda: newest_step(run) >= SETTLED)
+        running.kill_all()
+    assert newest_step(run) < WARMUP
+    assert not (run / "result.json").exists()
+
+    with job("--resume", run) as running:
+        running.wait_until(lambda: newest_step(run) >= WARMUP + SETTLED)
+        stopped = interrupt(running).result
+    assert stopped["status"] == "interrupted"
+    assert WARMUP < stopped["steps"] == newest_step(run) < WARMUP + JOINT
+
+    result = run_job("--resume", run).result
+    assert (result["run_id"], result["status"]) == (run.name, "finished")
+    assert read_trace(str(run)) == read_trace(str(undisturbed.run))
+    assert hashes(run) == hashes(undisturbed.run)
+
+    client = MlflowClient(f"sqlite:///{run.parent}/mlflow.db")
+    (tracked,) = client.search_runs([client.get_experiment_by_name("cola-dist").experiment_id])
+    assert (tracked.info.run_id, tracked.info.status) == (result["mlflow_run"], "FINISHED")
+    assert {point.step for point in client.get_metric_history(tracked.info.run_id, "train/loss")} == set(range(1, WARMUP + JOINT + 1))
