@@ -30,16 +30,23 @@ def tiny() -> RunConfig:
         output="runs",
         method="cotrain",
         data=DataConfig(mixture=EMBEDDED, steps_per_read=8, reader_cpus=0.25),
-        lam=LamConfig(heads=2),
+        # Beyond the faithful baseline, because minutes have to do for days: the LAM is shown changes, codes start on z and unused ones return to it,
+        # and the commitment to codes is weighed down to the size of what actions change in the flow loss (at 0.25 z collapses onto few codes first).
+        lam=LamConfig(
+            heads=2,
+            input="frames+change",
+            pool="difference",
+            bottleneck=BottleneckConfig(init="data", reset_every=25, commitment_weight=0.002),
+        ),
         conditioning=ConditioningConfig(heads=2),
         world=WorldConfig(pretrained="embedded:world", heads=2),
         # In a few large patches small noise hides no motion: below 0.4 the code would be redundant.
         flow=FlowConfig(tau_min=0.4),
-        warmup=PhaseConfig(steps=250, lr_lam=1e-3),
-        joint=PhaseConfig(steps=250, lr_lam=1e-3, lr_world=1e-4),
+        warmup=PhaseConfig(steps=500, lr_lam=2e-3),
+        joint=PhaseConfig(steps=700, lr_lam=2e-3, lr_world=1e-3),
         optim=OptimConfig(),
         train=TrainConfig(cpus_per_worker=0.5, precision="fp32"),
-        diagnostics=DiagnosticsConfig(probe_clips=512),
+        diagnostics=DiagnosticsConfig(every=100, probe_clips=1024),
         tracking=TrackingConfig(),
     )
 

@@ -277,6 +277,8 @@ def _model_problems(c: RunConfig) -> Iterator[str]:
 
 
 def _training_problems(c: RunConfig) -> Iterator[str]:
+    if "@" in c.tracking.uri.partition("://")[2].partition("/")[0]:
+        yield "tracking.uri holds a user or password: put them into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
     if c.warmup.steps < 0 or c.joint.steps < 0 or c.warmup.steps + c.joint.steps == 0:
         yield "warmup.steps and joint.steps: neither may be negative, and at least one phase must have steps"
     if c.warmup.lr_world:

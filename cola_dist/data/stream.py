@@ -156,7 +156,7 @@ def dataset(reader: ClipReader, plan: StreamPlan, wait_for: Callable[[int], None
     )
 
 
-class _ClipSource(ray.data.Datasource):
+class _ClipSource(ray.data.Datasource):  # type: ignore[misc]
     """The reads of a plan as a Ray Data source: a few tasks, each of which yields its blocks as they are due."""
 
     def __init__(self, reader: Any, plan: StreamPlan, reads: list[tuple[int, int, int]], wait_for: Callable[[int], None]) -> None:

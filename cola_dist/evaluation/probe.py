@@ -83,9 +83,12 @@ def probe_with_controls(
 
 @torch.no_grad()
 def code_features(lam: LatentActionModel, video: Tensor, batch: int = 64) -> Tensor:
-    """The quantised codes of each transition of ``video`` uint8 ``[B, T, 3, H, W]``, concatenated over slots: ``[B*(T-1), N*D]``."""
-    parts = [lam.infer(to_pixels(part))[1].actions.flatten(2).flatten(0, 1) for part in video.split(batch)]
-    return torch.cat(parts)
+    """The codes of each transition of ``video`` uint8 ``[B, T, 3, H, W]``, one-hot per slot: ``[B*(T-1), N*K]``.
+
+    One-hot, so that the probe asks what the codes say and not how their embeddings happen to lie.
+    """
+    codes = torch.cat([lam.infer(to_pixels(part))[1].codes.flatten(0, 1) for part in video.split(batch)])
+    return F.one_hot(codes, lam.bottleneck.config.codes).flatten(1).float()
 
 
 def difference_features(video: Tensor, grid: int = 8) -> Tensor:

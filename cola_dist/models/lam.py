@@ -10,7 +10,6 @@ from cola_dist.models.bottleneck import Quantised, VectorQuantiser
 from cola_dist.models.conditioning import ActionConditioning
 from cola_dist.models.layers import NORM_EPS, AttentionPool, SpaceTimeBlock, patchify, spatial_positions, temporal_positions
 
-
 _CHANGE_GAIN = 4.0
 """Brings the change between two frames to about the range of the frames: its root mean square is near a quarter of theirs."""
 

@@ -43,7 +43,7 @@ def run_worker(config: RunConfig, run_uri: str, worker: Worker) -> dict[str, Any
             _track_origin(tracker, config, loop)
         outcome = loop.run()
     except BaseException:
-        tracker.finish("FAILED")
+        tracker.finish("FAILED", wait=5.0)
         raise
     result = [_finish(config, run_uri, outcome, tracker) if worker.rank == 0 else {}]
     dist.broadcast_object_list(result, src=0)

@@ -24,8 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import torch.distributed as dist
@@ -38,6 +37,7 @@ from cola_dist.train import hardware
 from cola_dist.train.engine import Engine
 from cola_dist.train.rates import learning_rates
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 120
 SKIPPED = 20
 
@@ -53,10 +53,10 @@ def bare_rank(rank: int, config: RunConfig, phase_index: int, port: int, out: st
     share = config.optim.global_batch // config.train.workers
     draw = torch.Generator().manual_seed(rank)
     shape = (share, config.data.frames, 3, config.data.resolution, config.data.resolution)
-    pool = [
-        Clips(torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw), torch.arange(share) + 2 * share * i + share * rank, torch.arange(share) % 2)
-        for i in range(8)
-    ]
+    pool = []
+    for number in range(8):
+        position = torch.arange(share) + share * (config.train.workers * number + rank)
+        pool.append(Clips(torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw), position, position % 2))
     first = sum(p.steps for p in phases(config)[:phase_index])
     seconds = []
     for step in range(STEPS):
@@ -66,7 +66,11 @@ def bare_rank(rank: int, config: RunConfig, phase_index: int, port: int, out: st
     dist.barrier()
     if rank == 0:
         kept = seconds[SKIPPED:]
-        figures = {"steps_per_s": len(kept) / sum(kept), "step_seconds": statistics.median(kept), "peak_bytes": hardware.peak_memory_bytes(device)}
+        figures = {
+            "steps_per_s": len(kept) / sum(kept),
+            "step_seconds": statistics.median(kept),
+            "peak_bytes": hardware.peak_memory_bytes(device),
+        }
         Path(out).write_text(json.dumps(figures))
     dist.destroy_process_group()
 

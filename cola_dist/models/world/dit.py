@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 from cola_dist.models.layers import NORM_EPS, SpaceTimeBlock, patchify, sinusoid, spatial_positions, temporal_positions, unpatchify
 from cola_dist.models.world.base import WorldModel
 
-
 _SMALLEST_TAU = 0.05
 """Bounds the velocity of nearly clean frames; at tau = 0 a frame is context and its velocity has no meaning."""
 
