@@ -84,17 +84,20 @@ class Observer:
         return encode_mp4(np.ascontiguousarray(even), _VIDEO_FPS)
 
     def probe(self, method: Method) -> dict[str, float]:
-        """R2 of ridge maps from codes to the true actions of held-out episodes, with its controls; empty without a source that has actions."""
+        """R2 of ridge maps from codes to the true actions of held-out episodes, with its controls; empty without a source that has actions.
+
+        ``probe_r2`` is for the signed components (where to), ``probe_r2_size`` for the action's norm (how much).
+        """
         if self.config.diagnostics.probe_clips == 0 or not isinstance(method, CoTrain):
             return {}
         videos, actions, episodes, heldout = [], [], [], []
         for split in ("train", "heldout"):
             reader = open_reader(self.config.data, self.config.train.seed, split)
-            for found in _clips_with_actions(reader, self.config.diagnostics.probe_clips // 2):
-                videos.append(found.video)
-                actions.append(found.actions)
-                episodes += [found.episode] * len(found.actions)
-                heldout += [split == "heldout"] * len(found.actions)
+            for clip in _clips_with_actions(reader, self.config.diagnostics.probe_clips // 2):
+                videos.append(clip.video)
+                actions.append(clip.actions)
+                episodes += [clip.episode] * len(clip.actions)
+                heldout += [split == "heldout"] * len(clip.actions)
         if not any(heldout) or all(heldout):
             return {}
         video = torch.tensor(np.stack(videos)).to(self.device)
@@ -105,15 +108,14 @@ class Observer:
         }
         names = {episode: number for number, episode in enumerate(dict.fromkeys(episodes))}
         numbers = torch.tensor([names[episode] for episode in episodes])
-        scores = probe.probe_with_controls(
-            {k: v.cpu() for k, v in features.items()},
-            torch.tensor(np.concatenate(actions)),
-            numbers,
-            torch.tensor(heldout),
-            self.config.train.seed,
-        )
+        features = {name: rows.cpu() for name, rows in features.items()}
+        known = torch.tensor(np.concatenate(actions))
         suffix = {"codes": "", "random_idm": "_random_idm", "frame_difference": "_frame_difference", "permuted": "_permuted"}
-        return {f"probe_r2{suffix[name]}": score.r2 for name, score in scores.items()}
+        found: dict[str, float] = {}
+        for target, values in (("probe_r2", known), ("probe_r2_size", known.norm(dim=1, keepdim=True))):
+            scores = probe.probe_with_controls(features, values, numbers, torch.tensor(heldout), self.config.train.seed)
+            found |= {f"{target}{suffix[name]}": score.r2 for name, score in scores.items()}
+        return found
 
 
 @dataclass(frozen=True)

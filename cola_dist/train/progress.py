@@ -28,10 +28,14 @@ _ROWS = (
     ("sensitivity_gap", "sensitivity gap (shuffled)"),
     ("sensitivity_gap_null", "sensitivity gap (null)"),
     ("verdict", "verdict"),
-    ("probe_r2", "probe R2"),
+    ("probe_r2", "probe R2, signed action"),
     ("probe_r2_permuted", "  control: permuted labels"),
     ("probe_r2_random_idm", "  control: random IDM"),
     ("probe_r2_frame_difference", "  reference: frame differences"),
+    ("probe_r2_size", "probe R2, size of action"),
+    ("probe_r2_size_permuted", "  control: permuted labels"),
+    ("probe_r2_size_random_idm", "  control: random IDM"),
+    ("probe_r2_size_frame_difference", "  reference: frame differences"),
 )
 _COLUMNS = (("start", "start"), ("warmup_end", "after warm-up"), ("joint_end", "after joint"), ("pretrain_end", "after pretraining"))
 
