@@ -177,6 +177,12 @@ def deliver(spool: Path, timeout: float, uri: str | None = None) -> bool:
     return courier.finish(timeout)
 
 
+def waiting(runs: Path) -> list[Path]:
+    """Spools ``RUN/tracking`` below ``runs`` that hold something MLflow has not got."""
+    folders = (Spool(path) for path in sorted(runs.glob("*/tracking")))
+    return [folder.folder for folder in folders if next(folder.groups(folder.delivered().offset, 1), None) is not None]
+
+
 def run_id(spool: Path) -> str | None:
     """MLflow's id of the spool's run; None while the run was not created yet."""
     return Spool(spool).delivered().run_id

@@ -21,7 +21,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from cola_dist import tracking
-from cola_dist.tracking import NullTracker, RunTracker, Tracker, deliver, redact, run_id
+from cola_dist.tracking import NullTracker, RunTracker, Tracker, deliver, redact, run_id, waiting
 
 PATIENCE = 60.0
 CHILD = """
@@ -352,3 +352,12 @@ def test_delivering_no_spool_is_done_at_once(tmp_path: Path) -> None:
 )
 def test_redact(text: str, shown: str) -> None:
     assert redact(text) == shown
+
+
+def test_spools_with_something_left_are_found(tmp_path: Path) -> None:
+    away = Tracker(tmp_path / "runs" / "a" / "tracking", f"http://127.0.0.1:{free_port()}", "waiting", "a")
+    away.log_metrics({"x": 1.0}, 1)
+    assert not away.finish("FINISHED", wait=0.5)
+    here = Tracker(tmp_path / "runs" / "b" / "tracking", f"sqlite:///{tmp_path}/mlflow.db", "waiting", "b", str(tmp_path / "artifacts"))
+    assert here.finish("FINISHED")
+    assert waiting(tmp_path / "runs") == [tmp_path / "runs" / "a" / "tracking"]

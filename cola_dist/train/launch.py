@@ -26,7 +26,7 @@ from cola_dist.settings import to_yaml
 from cola_dist.train.board import create_board
 from cola_dist.train.loop import plan_stream
 from cola_dist.train.progress import ProgressView
-from cola_dist.train.session import run_worker
+from cola_dist.train.session import deliver_waiting, run_worker
 
 _REPORT_EVERY_S = 0.3
 _READERS_AT_LEAST = 1
@@ -80,6 +80,7 @@ def launch(config: RunConfig, run_uri: str, debug: bool = False) -> dict[str, An
     if refused:
         raise UserError(refused)
     outcome.raise_error()
+    deliver_waiting(config)
     result: dict[str, Any] = json.loads(storage.read_bytes(storage.join(run_uri, "result.json")))
     return result
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save as to_safetensors
 
-from cola_dist import storage
+from cola_dist import storage, tracking
 from cola_dist.config import RunConfig
 from cola_dist.methods import Method, build_method
 from cola_dist.settings import to_yaml
@@ -26,6 +26,7 @@ from cola_dist.train.checkpoint import Checkpoint
 from cola_dist.train.loop import Loop, Outcome
 from cola_dist.train.worker import Worker
 
+_DELIVERY_S = 20.0
 _VERSIONS = ("torch", "ray", "deepspeed", "diffusers", "mlflow", "av")
 
 
@@ -54,6 +55,13 @@ def spool_folder(config: RunConfig, run_uri: str) -> Path:
     """Where metrics wait for MLflow: in the run's folder, or on this machine's disk when runs live in object storage."""
     local = storage.local_path(run_uri)
     return (local if local is not None else Path(tempfile.gettempdir()) / "cola-dist" / run_uri.rsplit("/", 1)[-1]) / "tracking"
+
+
+def deliver_waiting(config: RunConfig) -> None:
+    """Deliver what runs in the same output folder left on disk while MLflow was away. Gives up soon: the next job tries again."""
+    output = storage.local_path(config.output)
+    for spool in tracking.waiting(output) if output is not None else []:
+        tracking.deliver(spool, timeout=_DELIVERY_S)
 
 
 def tracking_uri(config: RunConfig) -> str:
