@@ -1,13 +1,13 @@
 """What orchestration costs, and what the frozen generator saves. Prints one JSON line last.
 
-    python tests/bench/bench_overhead.py [--rounds 2]
+    python tests/bench/bench_overhead.py [--rounds 2] [--steps 120]
 
 Three things, measured on this machine in alternation, on CPU, two workers of one thread each:
 
 - ``full``: ``jobs/cotrain.py`` on the embedded default: Ray Data, Ray Train, DeepSpeed, MLflow, checkpoints off, looks at held-out clips off.
 - ``bare``: torch and DeepSpeed alone over batches of the same shapes that lie in memory, two processes, no Ray.
 - warm-up against joint: the bare loop's step times and peak memory in each phase, for the recipe and for the paper's proportions
-  (generator 7.5 times the LAM).
+  of the two roles.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from cola_dist.train.engine import Engine
 from cola_dist.train.rates import learning_rates
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 120
 SKIPPED = 20
+"""Steps of each phase that are left out: caches fill and workers start."""
 
 
 def bare_rank(rank: int, config: RunConfig, phase_index: int, port: int, out: str) -> None:
@@ -59,7 +59,7 @@ def bare_rank(rank: int, config: RunConfig, phase_index: int, port: int, out: st
         pool.append(Clips(torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw), position, position % 2))
     first = sum(p.steps for p in phases(config)[:phase_index])
     seconds = []
-    for step in range(STEPS):
+    for step in range(phase.steps):
         began = time.perf_counter()
         engine.step([pool[step % len(pool)]], first + step, learning_rates(first + step, phases(config), config.optim))
         seconds.append(time.perf_counter() - began)
@@ -106,7 +106,7 @@ def phase_rates(events: list[dict[str, Any]], config: RunConfig) -> dict[str, fl
 
 
 def paper_proportions(config: RunConfig) -> RunConfig:
-    """A generator of about 7.5 times the LAM's parameters and tokens, as in the paper (0.9 B to 0.12 B), small enough for a CPU."""
+    """A generator of 4.8 times the role "lam", near the paper's 0.9 B to 0.12 B (inverse dynamics) + 74 M (conditioning); small enough for a CPU."""
     return replace(
         config,
         lam=replace(config.lam, width=64, depth=2, heads=2),
@@ -118,13 +118,15 @@ def paper_proportions(config: RunConfig) -> RunConfig:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--steps", type=int, default=120, help="per phase, a multiple of 10")
+    args = parser.parse_args()
+    rounds, steps = args.rounds, args.steps
     base = tiny()
     base = replace(
         base,
         world=replace(base.world, pretrained=None),
-        warmup=replace(base.warmup, steps=STEPS),
-        joint=replace(base.joint, steps=STEPS),
+        warmup=replace(base.warmup, steps=steps),
+        joint=replace(base.joint, steps=steps),
     )
     fulls, bares, papers = [], [], []
     for number in range(rounds):
@@ -136,6 +138,7 @@ def main() -> None:
     line = {
         "bench": "overhead",
         "rounds": rounds,
+        "steps_per_phase": steps,
         "full_steps_per_s": {p: statistics.median(f[p] for f in fulls) for p in ("warmup", "joint")},
         "bare_steps_per_s": {p: statistics.median(b[i]["steps_per_s"] for b in bares) for i, p in enumerate(("warmup", "joint"))},
         "full_over_bare_warmup": statistics.median(f["warmup"] / b[0]["steps_per_s"] for f, b in zip(fulls, bares, strict=True)),
