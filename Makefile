@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install -qq --no-compile --disable-pip-version-check
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test bench check clean
+.PHONY: demo test faults bench check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.runtime
@@ -13,6 +13,9 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.dev
 	$(RUN) -m pytest
+
+faults: $(VENV)/.dev
+	$(RUN) -m pytest -m fault tests/train/test_faults.py
 
 bench: $(VENV)/.dev
 	set -e; for script in tests/bench/*.py; do $(RUN) $$script; done

@@ -23,7 +23,7 @@ from tests.train.jobs import (
     write_config,
 )
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.fault]
 
 SETTLED = 8
 """Steps into a phase at which the fault strikes: checkpoints of the phase are there, most of its steps are not done."""
