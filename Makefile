@@ -12,9 +12,7 @@ demo: $(VENV)/.runtime
 	$(RUN) jobs/cotrain.py tiny
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest --ignore tests/test_tracking.py
-	# In a process of its own: a process that has run these tests goes on growing afterwards, for a reason not found yet.
-	$(RUN) -m pytest tests/test_tracking.py
+	$(RUN) -m pytest
 
 faults: $(VENV)/.dev
 	$(RUN) -m pytest -m fault tests/train/test_faults.py
