@@ -94,6 +94,9 @@ def _connect(config: RunConfig, debug: bool) -> None:
         ray.init(log_to_driver=debug)
     else:
         cpus = max(os.cpu_count() or 1, int(-(-needed // 1)))
+        # Nobody reads a cluster's metrics that lives for one run and has no dashboard; its ten processes collect them every second.
+        os.environ.setdefault("RAY_enable_metrics_collection", "false")
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=debug, logging_level="INFO" if debug else "ERROR")
     have = ray.cluster_resources()
     if have.get("CPU", 0) < needed:
@@ -125,6 +128,8 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader) ->
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    # Reading a task's memory map every second costs more than reading its clips; what it finds is used for a statistic alone.
+    context.memory_usage_poll_interval_s = None
     options = ray.data.ExecutionOptions(preserve_order=True)
     gpu = {"GPU": 1.0} if train.gpus else {}
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
