@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -150,13 +150,19 @@ def exists(uri: str) -> bool:
 
 
 def list_files(uri: str) -> dict[str, int]:
-    """Relative name to bytes of every file below a folder, in sorted order; empty when the folder is missing."""
+    """Relative name to bytes of every file below a folder, in sorted order; empty when the folder is missing.
+
+    Others may write and delete there meanwhile: what vanishes while it is listed is left out.
+    """
     path = local_path(uri)
     if path is None:
         return dict(sorted(_objects(uri)))
-    with _local_errors(uri):
-        found = (file for file in path.rglob("*") if file.is_file())
-        return dict(sorted((file.relative_to(path).as_posix(), file.stat().st_size) for file in found))
+    found: dict[str, int] = {}
+    for folder, _, names in os.walk(path):
+        for file in (Path(folder, name) for name in names):
+            with suppress(FileNotFoundError):
+                found[file.relative_to(path).as_posix()] = file.stat().st_size
+    return dict(sorted(found.items()))
 
 
 def delete(uri: str) -> None:

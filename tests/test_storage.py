@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,6 +34,23 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         request.getfixturevalue("s3")
         return f"s3://bucket/{tmp_path.name}"
     return f"file://{tmp_path}" if request.param == "file" else str(tmp_path)
+
+
+def test_listing_a_folder_in_which_others_write(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            storage.write_bytes(str(tmp_path / "a"), b"data")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(2000):
+            assert set(storage.list_files(str(tmp_path)).values()) <= {0, 4}
+    finally:
+        done.set()
+        writer.join()
 
 
 def test_write_read_list_delete(root: str) -> None:
