@@ -6,8 +6,8 @@ Three things, measured on this machine in alternation, on CPU, two workers of on
 
 - ``full``: ``jobs/cotrain.py`` on the embedded default: Ray Data, Ray Train, DeepSpeed, MLflow, checkpoints off, looks at held-out clips off.
 - ``bare``: torch and DeepSpeed alone over batches of the same shapes that lie in memory, two processes, no Ray.
-- warm-up against joint: the bare loop's step times and peak memory (above what the libraries take) in each phase, for the recipe and for the paper's proportions
-  of the two roles.
+- warm-up against joint: the bare loop's step times and peak memory (above what the libraries take) in each phase, for the recipe and for
+  the paper's proportions of the two roles.
 """
 
 from __future__ import annotations
