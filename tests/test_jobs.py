@@ -131,6 +131,7 @@ def test_real_videos_stream_from_s3_beside_the_embedded_sources(tmp_path: Path, 
         assert "manifest.json" in list_files(result["checkpoint"])
         assert result["checkpoint"].startswith(f"{run}/checkpoints/step-00000016-")
         seen = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(result["mlflow_run"]).data.metrics
+    assert list((tmp_path / "mlartifacts").rglob("*.mp4")), "what the tracker keeps as files lies beside its database"
     names = [open_folder(f"embedded:{name}").source for name in SOURCES]
     assert [seen[f"train/clips_seen/{name}"] for name in (*names, "real")] == [48, 48, 64]
 

@@ -29,7 +29,7 @@ def prepare(train: TrainConfig, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
         # Filling each new tensor with NaN finds reads of memory that nobody wrote; it makes nothing more deterministic and costs 4 % of a CPU step.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # the module is a class with properties
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -71,8 +71,11 @@ def tracking_uri(config: RunConfig) -> str:
 
 def _open_tracker(config: RunConfig, run_uri: str) -> Tracker:
     name = run_uri.rstrip("/").rsplit("/", 1)[-1]
-    artifacts = None if config.tracking.uri else str(storage.local_path(storage.join(config.output, "mlartifacts")))
-    return Tracker(spool_folder(config, run_uri), tracking_uri(config), config.tracking.experiment, name, artifacts, identity=name)
+    uri = tracking_uri(config)
+    # A database holds no files, and MLflow would put them below whatever folder the job was started in.
+    database = uri.removeprefix("sqlite:///")
+    artifacts = str(Path(database).absolute().parent / "mlartifacts") if database != uri else None
+    return Tracker(spool_folder(config, run_uri), uri, config.tracking.experiment, name, artifacts, identity=name)
 
 
 def _track_origin(tracker: RunTracker, config: RunConfig, loop: Loop) -> None:

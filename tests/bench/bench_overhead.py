@@ -1,8 +1,9 @@
 """What orchestration costs, and what the frozen generator saves. Prints one JSON line last.
 
-    python tests/bench/bench_overhead.py [--rounds 2] [--steps 120]
+    python tests/bench/bench_overhead.py [--rounds 2] [--steps 160]
 
-Three things, measured on this machine in alternation, on CPU, two workers of one thread each:
+Three things, measured on this machine in alternation, on CPU, workers of one thread each: two of them, as in the demo, and one. On two cores two
+workers leave nothing to whatever else runs; one worker leaves a core, as accelerators leave the host's cores.
 
 - ``full``: ``jobs/cotrain.py`` on the embedded default: Ray Data, Ray Train, DeepSpeed, MLflow, checkpoints off, looks at held-out clips off.
 - ``bare``: torch and DeepSpeed alone over batches of the same shapes that lie in memory, two processes, no Ray.
@@ -38,11 +39,13 @@ from cola_dist.train.engine import Engine
 from cola_dist.train.rates import learning_rates
 
 ROOT = Path(__file__).resolve().parents[2]
-SKIPPED = 10
-"""Steps of each phase that are left out: caches fill and workers start."""
+SKIPPED = 60
+"""Steps of each phase of the recipe that are left out: workers start, and readers decode each episode for the first time."""
+SKIPPED_LARGE = 5
+"""The same for the paper's proportions, whose clips lie in memory."""
 
 
-def bare_rank(rank: int, config: RunConfig, phase_index: int, port: int, out: str) -> None:
+def bare_rank(rank: int, config: RunConfig, phase_index: int, port: int, skipped: int, out: str) -> None:
     """One rank of the bare loop over one phase; rank 0 writes steps/s and the step's median seconds and peak memory."""
     os.environ["LOCAL_RANK"] = str(rank)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=config.train.workers)
@@ -66,7 +69,7 @@ def bare_rank(rank: int, config: RunConfig, phase_index: int, port: int, out: st
         seconds.append(time.perf_counter() - began)
     dist.barrier()
     if rank == 0:
-        kept = seconds[SKIPPED:]
+        kept = seconds[skipped:]
         figures = {
             "steps_per_s": len(kept) / sum(kept),
             "step_seconds": statistics.median(kept),
@@ -76,11 +79,11 @@ def bare_rank(rank: int, config: RunConfig, phase_index: int, port: int, out: st
     dist.destroy_process_group()
 
 
-def bare(config: RunConfig, phase_index: int, port: int) -> dict[str, float]:
+def bare(config: RunConfig, phase_index: int, port: int, skipped: int = SKIPPED) -> dict[str, float]:
     """Run the bare loop in fresh processes."""
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/out.json"
-        mp.spawn(bare_rank, args=(config, phase_index, port, out), nprocs=config.train.workers)
+        mp.spawn(bare_rank, args=(config, phase_index, port, skipped, out), nprocs=config.train.workers)
         figures: dict[str, float] = json.loads(Path(out).read_text())
         return figures
 
@@ -90,7 +93,16 @@ def full(config: RunConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "jobs" / "cotrain.py"), "tiny", "--output", folder, "--world.pretrained", "None"]
         command += ["--warmup.steps", str(config.warmup.steps), "--joint.steps", str(config.joint.steps)]
-        command += ["--train.checkpoint-every", "100000", "--diagnostics.every", "100000", "--diagnostics.video-clips", "0"]
+        command += [
+            "--train.workers",
+            str(config.train.workers),
+            "--train.checkpoint-every",
+            "100000",
+            "--diagnostics.every",
+            "100000",
+            "--diagnostics.video-clips",
+            "0",
+        ]
         command += ["--diagnostics.probe-clips", "0", "--diagnostics.clips", "32"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
         if done.returncode:
@@ -115,44 +127,55 @@ def paper_proportions(config: RunConfig) -> RunConfig:
         conditioning=replace(config.conditioning, depth=1, width=96, heads=2),
         world=replace(config.world, pretrained=None, width=384, depth=10, heads=4),
         optim=replace(config.optim, global_batch=16),
-        warmup=replace(config.warmup, steps=SKIPPED + 20),
-        joint=replace(config.joint, steps=SKIPPED + 20),
+        warmup=replace(config.warmup, steps=SKIPPED_LARGE + 15),
+        joint=replace(config.joint, steps=SKIPPED_LARGE + 15),
     )
+
+
+def ratios(fulls: list[dict[str, float]], bares: list[list[dict[str, float]]]) -> dict[str, float]:
+    """Steps/s of the full job over those of the bare loop, by phase: the median over rounds."""
+    return {
+        phase: statistics.median(full[phase] / bare[index]["steps_per_s"] for full, bare in zip(fulls, bares, strict=True))
+        for index, phase in enumerate(("warmup", "joint"))
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=120, help="per phase, a multiple of 10")
+    parser.add_argument("--steps", type=int, default=160, help="per phase of the recipe, a multiple of 10")
     args = parser.parse_args()
-    rounds, steps = args.rounds, args.steps
     base = tiny()
     base = replace(
         base,
         world=replace(base.world, pretrained=None),
-        warmup=replace(base.warmup, steps=steps),
-        joint=replace(base.joint, steps=steps),
+        warmup=replace(base.warmup, steps=args.steps),
+        joint=replace(base.joint, steps=args.steps),
     )
-    fulls, bares, papers = [], [], []
-    for number in range(rounds):
-        port = 21000 + os.getpid() % 10000 + 10 * number
-        bares.append([bare(base, phase, port + phase) for phase in (0, 1)])
-        fulls.append(full(base))
-        papers.append([bare(paper_proportions(base), phase, port + 4 + phase) for phase in (0, 1)])
-        print(json.dumps({"round": number, "full": fulls[-1], "bare": bares[-1], "paper": papers[-1]}), file=sys.stderr, flush=True)
-    line = {
-        "bench": "overhead",
-        "rounds": rounds,
-        "steps_per_phase": steps,
-        "full_steps_per_s": {p: statistics.median(f[p] for f in fulls) for p in ("warmup", "joint")},
-        "bare_steps_per_s": {p: statistics.median(b[i]["steps_per_s"] for b in bares) for i, p in enumerate(("warmup", "joint"))},
-        "full_over_bare_warmup": statistics.median(f["warmup"] / b[0]["steps_per_s"] for f, b in zip(fulls, bares, strict=True)),
-        "full_over_bare_joint": statistics.median(f["joint"] / b[1]["steps_per_s"] for f, b in zip(fulls, bares, strict=True)),
-        "warmup_over_joint_seconds_tiny": statistics.median(b[0]["step_seconds"] / b[1]["step_seconds"] for b in bares),
-        "warmup_over_joint_seconds_paper_proportions": statistics.median(p[0]["step_seconds"] / p[1]["step_seconds"] for p in papers),
-        "warmup_over_joint_peak_bytes_tiny": statistics.median(b[0]["peak_bytes"] / b[1]["peak_bytes"] for b in bares),
-        "warmup_over_joint_peak_bytes_paper_proportions": statistics.median(p[0]["peak_bytes"] / p[1]["peak_bytes"] for p in papers),
-    }
+    configs = {workers: replace(base, train=replace(base.train, workers=workers)) for workers in (2, 1)}
+    fulls: dict[int, list[dict[str, float]]] = {2: [], 1: []}
+    bares: dict[int, list[list[dict[str, float]]]] = {2: [], 1: []}
+    papers = []
+    port = 21000 + os.getpid() % 10000
+    for number in range(args.rounds):
+        for workers, config in configs.items():
+            bares[workers].append([bare(config, phase, port + 10 * number + phase) for phase in (0, 1)])
+            fulls[workers].append(full(config))
+            print(
+                json.dumps({"round": number, "workers": workers, "full": fulls[workers][-1], "bare": bares[workers][-1]}),
+                file=sys.stderr,
+                flush=True,
+            )
+        papers.append([bare(paper_proportions(base), phase, port + 10 * number + 4 + phase, SKIPPED_LARGE) for phase in (0, 1)])
+        print(json.dumps({"round": number, "paper": papers[-1]}), file=sys.stderr, flush=True)
+    line = {"bench": "overhead", "rounds": args.rounds, "steps_per_phase": args.steps}
+    for workers in configs:
+        for index, phase in enumerate(("warmup", "joint")):
+            line[f"bare_steps_per_s_{phase}_{workers}_workers"] = statistics.median(b[index]["steps_per_s"] for b in bares[workers])
+    line |= {f"full_over_bare_{phase}_{w}_workers": r for w in configs for phase, r in ratios(fulls[w], bares[w]).items()}
+    for name, pairs in (("tiny", bares[2]), ("paper_proportions", papers)):
+        line[f"warmup_over_joint_seconds_{name}"] = statistics.median(p[0]["step_seconds"] / p[1]["step_seconds"] for p in pairs)
+        line[f"warmup_over_joint_peak_bytes_{name}"] = statistics.median(p[0]["peak_bytes"] / p[1]["peak_bytes"] for p in pairs)
     print(json.dumps(line))
 
 
