@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from cola_dist.data.decode import decode_clip
 from cola_dist.data.shards import lint, open_folder, read_member
 from cola_dist.data.sources.video import VideoFolder
 from cola_dist.errors import UserError
+from tests.data.test_lerobot import write_v3
 from tests.data.videos import encoded, moving_square, real_videos, rotated
 from tests.s3 import serve
 
@@ -29,9 +31,9 @@ def pack(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
 
 
-def last_line(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
+def last_line(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
-    answer: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 
@@ -53,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 def test_video_folder_to_shards(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     answer = last_line(pack("video", str(folder), "--output", str(output), "--source", "toy", "--resolution", "32"))
-    assert answer["files"] == {"packed": 7, "shorter than 2 s": 1, "damaged": 2, "not a video": 2}
+    assert answer["inputs"] == {"packed": 7, "shorter than 2 s": 1, "damaged": 2, "not a video": 2}
     assert lint(str(output)) == []
     opened = open_folder(str(output))
     assert (opened.source, opened.domain, opened.content_hash) == ("toy", "human", answer["content_hash"])
@@ -67,6 +69,21 @@ def test_video_folder_to_shards(folder: Path, tmp_path: Path) -> None:
     assert len({episode.key[:-6] for episode in opened.split("heldout")}) == 1
     again = last_line(pack("video", str(folder), "--output", str(tmp_path / "again"), "--source", "toy", "--resolution", "32"))
     assert again["content_hash"] == answer["content_hash"]
+
+
+def test_robot_datasets_to_shards(tmp_path: Path) -> None:
+    """The real BridgeData records and a LeRobot dataset, by the same job as videos."""
+    dataset = write_v3(tmp_path / "dataset")
+    for family, folder in (("rlds", real_videos()), ("lerobot", dataset)):
+        answer = last_line(pack(family, str(folder), "--output", str(tmp_path / family), "--source", "arm", "--resolution", "32"))
+        opened = open_folder(answer["output"])
+        assert (opened.source, opened.domain, len(opened.episodes)) == ("arm", "robot", answer["episodes"])
+        assert answer["inputs"]["packed"] >= 3
+        assert all("actions.npy" in episode.members for episode in opened.episodes)
+        assert lint(answer["output"]) == []
+    refused = pack("lerobot", str(dataset), "--output", str(tmp_path / "none"), "--camera", "left")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "no colour camera left" in refused.stderr
 
 
 def test_segments_are_the_frames_of_the_file(folder: Path, tmp_path: Path) -> None:
