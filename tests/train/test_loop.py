@@ -63,7 +63,7 @@ def test_adam_state_crosses_the_phase_boundary(toys: Path) -> None:
     assert dict(found[6].position.adam_steps) == {"lam": 6, "world": 2}
     assert not found[4].weights("world"), "a frozen generator is saved by reference"
     assert found[4].position.frozen["world"]["uri"] == "seed 0"
-    assert float(found[4].read("exp_avg_sq", "lam.idm.project.weight").sum()) > 0
+    assert float(found[4].read("exp_avg_sq", "lam.bottleneck.weight").sum()) > 0
 
 
 def test_stopping_and_resuming_gives_the_same_curve(toys: Path, plain: Path) -> None:
