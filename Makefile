@@ -5,20 +5,24 @@ RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install -qq --no-compile --disable-pip-version-check
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test faults bench check clean
+.PHONY: demo test faults bench study check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.runtime
 	$(RUN) jobs/cotrain.py tiny
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -m "not long"
 
 faults: $(VENV)/.dev
-	$(RUN) -m pytest -m fault tests/train/test_faults.py
+	$(RUN) -m pytest -m "fault or long" tests/train
 
 bench: $(VENV)/.dev
-	set -e; for script in tests/bench/*.py; do $(RUN) $$script; done
+	set -e; for script in tests/bench/bench_*.py; do $(RUN) $$script; done
+
+study: $(VENV)/.dev
+	$(RUN) tests/bench/study/run.py --publish
+	$(RUN) tests/bench/study/broken.py
 
 check: $(VENV)/.dev
 	$(RUN) -m ruff check .

@@ -32,6 +32,8 @@ def run_command(work: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequen
             raise
         print(f"error: {_last_line(error)} (--debug shows where)", file=sys.stderr)
         return FAILED
+    if result.get("status") == "failed":
+        print(f"error: {result.get('error')}", file=sys.stderr)
     print(json.dumps(_plain(result), allow_nan=False), flush=True)
     return FAILED if result.get("status") == "failed" else DONE
 

@@ -1,4 +1,4 @@
-"""The whole run as one tree of frozen dataclasses: fields, their meaning and their units. No logic lives here.
+"""The whole run as one tree of frozen dataclasses: fields, their meaning and their units. No logic lives here, but for one derived value.
 
 ``cola_dist.recipes`` fills the tree in, ``cola_dist.settings`` loads it from YAML and the command line and checks it.
 "Paper" is CoLA-World (arXiv 2510.26433); "open" marks what the paper leaves open, where the value is our default.
@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +17,13 @@ class DataConfig:
 
     mixture: Mapping[str, float]
     """Shard folder (path, ``s3://…`` or ``embedded:NAME``) to its weight; weights need not sum to 1."""
+    stages: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """Step to the mixture that holds from that step on until the next one; a folder that it does not name is not drawn. In a file
+    ``stages: {4000: {a: 0.3, b: 0.7}}``, as an option ``--data.stages '{4000: {a: 0.3, b: 0.7}}'``: either replaces all stages given before.
+    A resumed run may add and change stages from its newest checkpoint's step on. Held-out clips keep to ``mixture``."""
+    temperature: float = 0.0
+    """0 = shares as the weights say; T > 0 = shares in proportion to weight * (clips in one epoch of the source) ** (1 / T), in every stage:
+    1 follows the sources' sizes, large T the weights alone. Only the sources that a mixture names count."""
     frames: int = 5
     """T, frames per clip; T-1 transitions (open)."""
     rate_hz: float = 5.0
@@ -37,26 +44,61 @@ class DataConfig:
     """Reads kept decoded ahead of each worker."""
     decoded_cache_bytes: int = 256 * 1024**2
     """Memory in which each reader process keeps episodes that it has decoded; 0 = none."""
+    disk_cache: str = ""
+    """Folder on each node's own disk in which fetched videos are kept for later epochs and runs; empty = none."""
+    disk_cache_bytes: int = 64 * 1024**3
+    """Largest size of that folder."""
     reader_cpus: float = 1.0
     """CPUs that Ray reserves for one read task."""
+    latents: bool = False
+    """Encode video latents in a stage of the stream, on actors of its own, instead of in the training step."""
+    latents_cache: str = ""
+    """Folder (path or ``s3://…``) in which the latents of clips are kept for later epochs and runs; empty = none. It finds a clip by its pixels,
+    so it helps with ``random_crop`` off: every random crop is another clip. Nothing in it is ever deleted."""
+    latent_workers: int = 1
+    """Actors that encode; with ``train.gpus`` each has a GPU of its own beside the workers'."""
 
 
 @dataclass(frozen=True)
 class BottleneckConfig:
-    """Vector quantisation of latent actions (paper: shared codebook, straight-through, fp32, no EMA, no reset)."""
+    """The bottleneck of latent actions (paper: vq, one codebook shared by all slots, straight-through, fp32, no EMA, no reset)."""
 
+    kind: Literal["vq", "cosine", "simvq", "rotation", "fsq", "continuous"] = "vq"
+    """vq: nearest trained code (paper). cosine: the same on the unit sphere (2110.04627). simvq: fixed random codes through a trained linear map
+    (2411.02038). rotation: vq with the rotation trick's gradient (2410.06424). fsq: a grid of rounded scalars (2309.15505). continuous: a
+    beta-VAE's latents, without codes (AdaWorld)."""
     codes: int = 32
-    """K, entries of the codebook, shared by all slots."""
+    """K, entries of the codebook, shared by all slots; with fsq a product of levels, see `fsq_levels`."""
     dim: int = 32
     """D, dimensions of one token."""
     init: Literal["uniform", "normal", "data"] = "uniform"
-    """Codebook start: U(-1/K, 1/K), N(0, 1), or entries drawn from the first batch's z (open)."""
+    """vq, cosine, rotation: codebook start, U(-1/K, 1/K), N(0, 1), or entries drawn from the first batch's z (open)."""
     codebook_weight: float = 1.0
-    """Weight of ||sg[z] - e||^2."""
+    """Kinds with a codebook: weight of ||sg[z] - e||^2."""
     commitment_weight: float = 0.25
-    """Weight of ||z - sg[e]||^2."""
+    """Kinds with a codebook: weight of ||z - sg[e]||^2."""
+    entropy_weight: float = 0.0
+    """Kinds with a codebook: weight of E[H(p(c|z))] - H(E[p(c|z)]), which asks for sure tokens and for all codes (2310.05737)."""
     reset_every: int = 0
-    """Every so many steps, move codes unused since the last time onto z of the batch; 0 = never (the faithful baseline)."""
+    """vq, cosine, rotation: every so many steps, move codes unused since the last time onto z of the batch; 0 = never (the faithful baseline)."""
+    beta: float = 2e-4
+    """continuous: weight of the divergence from N(0, 1), a mean over elements (AdaWorld's value; its code sums over the dimensions)."""
+
+
+def fsq_levels(codes: int) -> tuple[int, ...]:
+    """How many values each scalar of a grid of ``codes`` points takes, largest first: the fewest factors from 3 to 8, and of those the most even.
+
+    32 -> (8, 4), 240 -> (8, 6, 5), 1000 -> (8, 5, 5, 5). Empty where there is no such product.
+    """
+
+    def factorings(rest: int, largest: int) -> Iterator[tuple[int, ...]]:
+        if rest == 1:
+            yield ()
+        for level in range(largest, 2, -1):
+            if rest % level == 0:
+                yield from ((level, *others) for others in factorings(rest // level, level))
+
+    return min(factorings(codes, 8), key=lambda levels: (len(levels), -min(levels, default=0)), default=())
 
 
 @dataclass(frozen=True)
@@ -74,6 +116,8 @@ class LamConfig:
     """N, tokens per transition."""
     input: Literal["frames", "frames+change", "change"] = "frames"
     """What the patch embedding sees: each frame (paper), its change from the frame before as well, or the change alone (open)."""
+    forward_depth: int = 2
+    """Blocks of the LAM's own forward model, which is there only where something trains on it (paper, two-stage baseline: 12)."""
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
 
 
@@ -118,14 +162,62 @@ class FlowConfig:
 
 
 @dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the loss holds besides the flow loss and the bottleneck's own terms. All off in the faithful baseline."""
+
+    generator_teaches_lam: bool = True
+    """Let the generator's gradient reach the latent action model. False cuts it at the actions (Genie, 2402.15391): then ``forward_weight`` alone
+    teaches the LAM."""
+    forward_weight: float = 0.0
+    """Weight of the LAM's own forward model: mean squared error of the next frame's pixels in [-1, 1], predicted from a frame and its action."""
+    ranking_weight: float = 0.0
+    """Weight of max(0, margin - (L_fm with another clip's actions - L_fm with the clip's own) / L_fm) (after PreLAR, ECCV 2024); costs a second
+    pass of the generator. The other clip is one of the same micro-batch."""
+    ranking_margin: float = 0.1
+    """By which share of the flow loss another clip's actions should be worse."""
+    motion_weight: float = 0.0
+    """M > 0 weighs each place of a latent frame by 1 + M * (its change from the frame before / the clip's mean change), mean 1 (after DWS)."""
+
+
+@dataclass(frozen=True)
 class PhaseConfig:
-    """One phase: how long, and the peak learning rate of each role."""
+    """One phase: how long, and the peak learning rate of each role. A role whose rate is 0 is frozen."""
 
     steps: int
     lr_lam: float = 1e-3
-    """Peak learning rate of inverse dynamics model, codebook and action conditioning (paper: 7.5e-5)."""
+    """Peak learning rate of inverse dynamics model, codebook and, where there is one, forward model (paper: 7.5e-5)."""
+    lr_conditioning: float = 1e-3
+    """Peak learning rate of the action conditioning, which starts from scratch (paper: 7.5e-5)."""
     lr_world: float = 0.0
-    """Peak learning rate of the generator; must be 0 where it is frozen (paper: 7.5e-5)."""
+    """Peak learning rate of the generator (paper: 7.5e-5)."""
+
+
+@dataclass(frozen=True)
+class WarmupConfig(PhaseConfig):
+    """Warm-up, and the rule that ends it."""
+
+    exit: Literal["steps", "adaptive"] = "steps"
+    """``steps``: after ``steps``. ``adaptive``: at the first evaluation from ``min_steps`` on at which the verdict is healthy and perplexity,
+    sensitivity gap and alignment have settled; after ``steps`` at the latest."""
+    min_steps: int = 0
+    """Adaptive: never before this step of the phase. Codes take off late and suddenly, so a quiet start is no sign of an end."""
+    window: int = 3
+    """Adaptive: evaluations over which a slope is taken."""
+    settled: float = 0.1
+    """Adaptive: an indicator has settled when its fitted line over the window rises by less than this share of its mean."""
+
+
+@dataclass(frozen=True)
+class JointConfig(PhaseConfig):
+    """Joint training, and what guards it."""
+
+    guard: Literal["log", "warmup", "stop"] = "log"
+    """What to do when the verdict has been worse than healthy at ``guard_after`` evaluations in a row: only say so; freeze the generator for another
+    ``guard_steps`` steps of warm-up, taken from this phase's; or write a checkpoint and end the run."""
+    guard_after: int = 3
+    guard_steps: int = 100
+    guard_returns: int = 1
+    """How often ``warmup`` is returned to; after that the guard only logs."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +264,9 @@ class TrainConfig:
     """Newest checkpoints kept."""
     max_restarts: int = 3
     """How often a lost worker is replaced before the run ends."""
+    budget_seconds: float = 0.0
+    """Accelerator time of all workers together after which the last phase ends, whatever its steps: seconds inside training steps (on CPU: of
+    processor time). Looks at held-out clips and checkpoints do not count. 0 = no limit."""
     max_nonfinite: int = 3
     """Steps in a row with a non-finite loss or gradient norm after which the run ends."""
 
@@ -192,6 +287,12 @@ class DiagnosticsConfig:
     """Steps between rollout videos; one is always made at a phase's end."""
     probe_clips: int = 0
     """Clips of each source with known actions for the ridge probe at a phase's end; 0 = no probe."""
+    alignment_clips: int = 128
+    """Held-out clips on which latent actions and the pretrained generator's features are compared; 0 = not at all."""
+    gradients: bool = True
+    """Measure at each evaluation how the LAM's gradients from the flow loss and from the bottleneck's terms agree (one more backward pass)."""
+    grace_steps: int = 0
+    """Steps of training before which the verdict is at worst `at risk`: conditioning starts at zero and codes take off late."""
     min_perplexity_share: float = 0.10
     """Collapsed below this perplexity as a share of K; at risk below twice it."""
     max_usage: float = 0.90
@@ -227,9 +328,12 @@ class RunConfig:
     conditioning: ConditioningConfig
     world: WorldConfig
     flow: FlowConfig
-    warmup: PhaseConfig
+    objective: ObjectiveConfig
+    lam_phase: PhaseConfig
+    """Before all else: the LAM alone learns from its own forward model (the first stage of a two-stage run); 0 steps in co-training."""
+    warmup: WarmupConfig
     """Generator frozen, its gradients teach the LAM."""
-    joint: PhaseConfig
+    joint: JointConfig
     """Both train."""
     optim: OptimConfig
     train: TrainConfig

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from cola_dist.arms import ARMS
 from cola_dist.config import (
     BottleneckConfig,
     ConditioningConfig,
     DataConfig,
     DiagnosticsConfig,
     FlowConfig,
+    JointConfig,
     LamConfig,
+    ObjectiveConfig,
     OptimConfig,
     PhaseConfig,
     RunConfig,
     TrackingConfig,
     TrainConfig,
+    WarmupConfig,
     WorldConfig,
 )
 
@@ -43,11 +47,13 @@ def tiny() -> RunConfig:
         world=WorldConfig(pretrained="embedded:world", heads=2),
         # In a few large patches small noise hides no motion: below 0.4 the code would be redundant.
         flow=FlowConfig(tau_min=0.4),
-        warmup=PhaseConfig(steps=400, lr_lam=2e-3),
-        joint=PhaseConfig(steps=700, lr_lam=2e-3, lr_world=1e-3),
+        objective=ObjectiveConfig(),
+        lam_phase=PhaseConfig(steps=0),
+        warmup=WarmupConfig(steps=400, lr_lam=2e-3, lr_conditioning=2e-3),
+        joint=JointConfig(steps=700, lr_lam=2e-3, lr_conditioning=2e-3, lr_world=1e-3),
         optim=OptimConfig(),
         train=TrainConfig(cpus_per_worker=0.5, precision="fp32"),
-        diagnostics=DiagnosticsConfig(every=200, probe_clips=1024),
+        diagnostics=DiagnosticsConfig(every=200, grace_steps=300, probe_clips=1024),
         tracking=TrackingConfig(),
     )
 
@@ -60,8 +66,8 @@ def tiny_pretrain() -> RunConfig:
         recipe="tiny-pretrain",
         method="pretrain",
         world=replace(base.world, pretrained=None),
-        warmup=PhaseConfig(steps=0),
-        joint=PhaseConfig(steps=1_200, lr_lam=0.0, lr_world=2e-3),
+        warmup=WarmupConfig(steps=0),
+        joint=JointConfig(steps=1_200, lr_world=2e-3),
         optim=replace(base.optim, decay="cosine", lr_warmup_steps=100),
         train=replace(base.train, checkpoint_every=200),
         diagnostics=replace(base.diagnostics, every=200, probe_clips=0),
@@ -78,11 +84,11 @@ def small() -> RunConfig:
         lam=LamConfig(patch=8, width=384, depth=8, heads=6, bottleneck=BottleneckConfig()),
         conditioning=ConditioningConfig(depth=4, width=384, heads=6),
         world=WorldConfig(pretrained=None, patch=4, width=512, depth=12, heads=8),
-        warmup=PhaseConfig(steps=4_000, lr_lam=3e-4),
-        joint=PhaseConfig(steps=16_000, lr_lam=3e-4, lr_world=7.5e-5),
+        warmup=WarmupConfig(steps=4_000, lr_lam=3e-4, lr_conditioning=3e-4),
+        joint=JointConfig(steps=16_000, lr_lam=3e-4, lr_conditioning=3e-4, lr_world=7.5e-5),
         optim=replace(base.optim, global_batch=64, lr_warmup_steps=500),
         train=replace(base.train, workers=1, gpus=True, cpus_per_worker=1.0, precision="auto", checkpoint_every=1000, deterministic=False),
-        diagnostics=replace(base.diagnostics, every=500, clips=512, video_every=2000),
+        diagnostics=replace(base.diagnostics, every=500, grace_steps=1000, clips=512, video_every=2000),
     )
 
 
@@ -93,11 +99,20 @@ def small_pretrain() -> RunConfig:
         base,
         recipe="small-pretrain",
         method="pretrain",
-        warmup=PhaseConfig(steps=0),
-        joint=PhaseConfig(steps=50_000, lr_lam=0.0, lr_world=3e-4),
+        warmup=WarmupConfig(steps=0),
+        joint=JointConfig(steps=50_000, lr_world=3e-4),
         optim=replace(base.optim, decay="cosine"),
         diagnostics=replace(base.diagnostics, probe_clips=0),
     )
 
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {recipe().recipe: recipe for recipe in (tiny, small, tiny_pretrain, small_pretrain)}
+
+
+def build_recipe(name: str) -> RunConfig:
+    """The run that ``recipe`` or ``recipe+arm+arm`` names, arms applied from left to right. Raises ``KeyError`` with the part that is unknown."""
+    first, *arms = name.split("+")
+    config = RECIPES[first]()
+    for arm in arms:
+        config = ARMS[arm](config)
+    return replace(config, recipe=name)

@@ -25,13 +25,15 @@ _log = logging.getLogger("cola_dist.tracking")
 
 @dataclass(frozen=True)
 class Meta:
-    """What the spool is about. ``uri`` holds no credentials; ``identity`` is what the run is found by in MLflow."""
+    """What the spool is about. ``uri`` holds no credentials; ``identity`` is what the run is found by in MLflow, ``parent`` the identity of the run
+    that it is nested in."""
 
     uri: str
     experiment: str
     run_name: str
     artifacts: str | None
     identity: str
+    parent: str | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import logging
 import math
-import os
 import re
 import threading
 import time
@@ -23,9 +22,11 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from cola_dist.spool import Delivered, Group, Meta, Spool, SpoolWriter
+from cola_dist.sender import METRICS_PER_CALL, Sender, connect
+from cola_dist.sender import redact as redact
+from cola_dist.spool import Meta, Spool, SpoolWriter
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,25 +39,8 @@ LONGEST_BACKOFF = 60.0
 """Seconds between two attempts at most while MLflow is away."""
 CLOSING_PAUSE = 0.5
 """Seconds between two attempts once somebody waits for the end of the run."""
-IDENTITY_TAG = "cola_dist.identity"
-# MLflow refuses more than this many entries in one log_batch call.
-METRICS_PER_CALL = 1000
-ENTRIES_PER_CALL = 100
-# MLflow's own retries hold a call to a dead server for minutes; the spool retries instead.
-CLIENT_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
 
 _log = logging.getLogger("cola_dist.tracking")
-
-
-def redact(text: str) -> str:
-    """``text`` without the credentials of any URI in it: ``user:password@`` and the values of password-like query fields."""
-    text = re.sub(r"://\S*@", "://***@", text)
-    return re.sub(r"(?i)([?&][\w-]*(?:password|token|secret|key)=)[^&\s]+", r"\1***", text)
 
 
 class RunTracker(Protocol):
@@ -116,16 +100,24 @@ class Tracker:
     Opening a spool that exists continues its MLflow run. ``uri`` is any MLflow tracking URI. ``artifacts`` is where the experiment
     keeps files, used only when this run is the first of the experiment. ``identity`` is what the run is found by in MLflow; give one
     that is stored with the run (its folder, its checkpoint) where a restart may come up on a machine that does not see the spool.
+    ``parent`` is the identity of a run of the same experiment that this one is shown inside of; until MLflow has that one, entries wait.
     """
 
     def __init__(
-        self, spool: Path, uri: str, experiment: str, run_name: str, artifacts: str | None = None, identity: str | None = None
+        self,
+        spool: Path,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        artifacts: str | None = None,
+        identity: str | None = None,
+        parent: str | None = None,
     ) -> None:
         folder = Spool(spool)
         self._writer = SpoolWriter(folder)
         known = folder.meta()
         identity = identity or (known.identity if known else uuid.uuid4().hex)
-        folder.write_meta(Meta(_without_credentials(uri), experiment, run_name, artifacts, identity))
+        folder.write_meta(Meta(_without_credentials(uri), experiment, run_name, artifacts, identity, parent))
         self._writer.append({"status": "RUNNING"})
         self._courier = _Courier(folder, uri)
         self._courier.start()
@@ -177,6 +169,23 @@ def deliver(spool: Path, timeout: float, uri: str | None = None) -> bool:
     return courier.finish(timeout)
 
 
+def attach(uri: str, run: str, text: str, name: str, wait: float = 30.0) -> str:
+    """Keep ``text`` as the artifact ``name`` of a run that MLflow has, whose status stays as it is. Returns why that failed, or nothing."""
+    reason = [f"MLflow at {redact(uri)} gave no answer within {wait:g} s"]
+
+    def work() -> None:
+        try:
+            connect(uri)[0].log_text(run, text, name)
+            reason[0] = ""
+        except Exception as error:  # MLflow's clients raise anything; the caller has the text and may go on
+            reason[0] = redact(f"MLflow at {uri}: {error}").split("\n")[0][:300]
+
+    thread = threading.Thread(target=work, name="attach", daemon=True)
+    thread.start()
+    thread.join(wait)
+    return reason[0]
+
+
 def waiting(runs: Path) -> list[Path]:
     """Spools ``RUN/tracking`` below ``runs`` that hold something MLflow has not got."""
     folders = (Spool(path) for path in sorted(runs.glob("*/tracking")))
@@ -202,7 +211,7 @@ class _Courier:
         self._deadline = math.inf
         self._away = False
         self._done = False
-        self._sender: _Sender | None = None
+        self._sender: Sender | None = None
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
 
     def start(self) -> None:
@@ -251,7 +260,7 @@ class _Courier:
             if next(self._spool.groups(delivered.offset, METRICS_PER_CALL), None) is None:
                 return True
             if self._sender is None:
-                self._sender = _Sender(self._uri, self._spool)
+                self._sender = Sender(self._uri, self._spool)
             delivered = self._sender.open_run(delivered)
             for group in self._spool.groups(delivered.offset, METRICS_PER_CALL):
                 self._sender.send(group)
@@ -259,121 +268,3 @@ class _Courier:
                 self._spool.write_delivered(delivered)
                 self._spool.remove_files(group)
             return True
-
-
-class _Sender:
-    """Speaks to one MLflow. Made on the delivery thread, because importing MLflow takes seconds."""
-
-    def __init__(self, uri: str, spool: Spool) -> None:
-        for name, value in CLIENT_SETTINGS.items():
-            os.environ.setdefault(name, value)
-        import mlflow
-
-        # MLflow logs a stack trace for each lost connection; here an outage is one line, written by the courier.
-        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-        self._client = mlflow.MlflowClient(tracking_uri=uri)
-        self._refused: Any = mlflow.MlflowException
-        self._spool = spool
-        self._run_id = ""
-        self._params: dict[str, str] = {}
-
-    def open_run(self, delivered: Delivered) -> Delivered:
-        """Find the spool's run or create it. A server that never saw the run (another URI than before) gets all of the spool."""
-        run = self._get_run(delivered.run_id) if delivered.run_id else None
-        if run is None:
-            run = self._find_or_create_run()
-            delivered = Delivered(run.info.run_id, 0)
-            self._spool.write_delivered(delivered)
-        self._run_id = run.info.run_id
-        self._require_active(run)
-        self._params = dict(run.data.params)
-        return delivered
-
-    def send(self, group: Group) -> None:
-        """Send a group. What MLflow refuses for good (a name it does not take) is left out with a warning."""
-        try:
-            self._send(group.events)
-        except self._refused as error:
-            if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
-                raise
-            self._require_active(self._get_run(self._run_id))
-            if len(group.events) > 1:
-                for event in group.events:
-                    self.send(Group([event]))
-            else:
-                _log.warning("tracking: MLflow refuses an entry, it is left out: %s", redact(str(error)).split("\n")[0][:300])
-
-    def _get_run(self, run_id: str) -> Any:
-        try:
-            return self._client.get_run(run_id)
-        except self._refused as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-
-    def _require_active(self, run: Any) -> None:
-        if run is None or run.info.lifecycle_stage != "active":
-            raise RuntimeError(f"run {self._run_id} was deleted; restore it in MLflow to have it continued")
-
-    def _find_or_create_run(self) -> Any:
-        meta = self._spool.meta()
-        if meta is None:
-            raise RuntimeError(f"{self._spool.folder} holds no meta.json: not a tracking spool")
-        experiment = self._client.get_experiment_by_name(meta.experiment)
-        if experiment is None:
-            experiment_id = self._client.create_experiment(meta.experiment, artifact_location=meta.artifacts)
-        else:
-            experiment_id = experiment.experiment_id
-        found = self._client.search_runs([experiment_id], f"tags.`{IDENTITY_TAG}` = '{meta.identity}'", max_results=1)
-        return found[0] if found else self._client.create_run(experiment_id, tags={IDENTITY_TAG: meta.identity}, run_name=meta.run_name)
-
-    def _send(self, events: list[dict[str, Any]]) -> None:
-        if "metrics" in events[0]:
-            self._send_metrics(events)
-        for event in events:
-            if "params" in event:
-                self._send_params(event["params"])
-            elif "tags" in event:
-                self._send_tags(event["tags"])
-            elif "file" in event and (self._spool.folder / event["file"]).exists():
-                self._client.log_artifact(self._run_id, str(self._spool.folder / event["file"]), event["folder"] or None)
-            elif "status" in event:
-                self._send_status(event["status"], event["time"])
-
-    def _send_metrics(self, events: list[dict[str, Any]]) -> None:
-        from mlflow.entities import Metric
-
-        points = [
-            Metric(_name(name), value if math.isfinite(value) else math.nan, event["time"], event["step"])
-            for event in events
-            for name, value in event["metrics"].items()
-        ]
-        for start in range(0, len(points), METRICS_PER_CALL):
-            self._client.log_batch(self._run_id, metrics=points[start : start + METRICS_PER_CALL])
-
-    def _send_params(self, params: Mapping[str, str]) -> None:
-        from mlflow.entities import Param
-
-        named = {_name(name): str(value) for name, value in params.items()}
-        new = [Param(name, value) for name, value in named.items() if name not in self._params]
-        for start in range(0, len(new), ENTRIES_PER_CALL):
-            self._client.log_batch(self._run_id, params=new[start : start + ENTRIES_PER_CALL])
-        self._send_tags({f"changed/{name}": value for name, value in named.items() if self._params.setdefault(name, value) != value})
-
-    def _send_tags(self, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        entries = [RunTag(_name(name), str(value)) for name, value in tags.items()]
-        for start in range(0, len(entries), ENTRIES_PER_CALL):
-            self._client.log_batch(self._run_id, tags=entries[start : start + ENTRIES_PER_CALL])
-
-    def _send_status(self, status: str, time_ms: int) -> None:
-        if status == "RUNNING":
-            self._client.update_run(self._run_id, status=status)
-        else:
-            self._client.set_terminated(self._run_id, status, end_time=time_ms)
-
-
-def _name(name: str) -> str:
-    """``name`` in the characters that MLflow takes."""
-    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)

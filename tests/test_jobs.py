@@ -29,12 +29,10 @@ from cola_dist.data.shards import open_folder
 from cola_dist.errors import UserError
 from cola_dist.methods import build_world
 from cola_dist.settings import to_yaml
-from cola_dist.storage import list_files
 from cola_dist.train.checkpoint import latest
 from cola_dist.train.trace import read_trace
 from jobs import cotrain
 from tests.conftest import Undisturbed
-from tests.data.videos import real_videos
 from tests.s3 import S3, free_port, serve
 from tests.toy import write_folder
 from tests.train.harness import toy_config
@@ -68,13 +66,16 @@ def test_every_indicator_is_a_curve_in_mlflow(undisturbed: Undisturbed) -> None:
     client, run_id = MlflowClient(f"sqlite:///{undisturbed.run.parent}/mlflow.db"), undisturbed.result["mlflow_run"]
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
-    for name in ("train/loss", "train/grad_norm", "train/lr/lam", "train/data_wait_seconds", "train/step_seconds"):
+    data = ("data_wait_seconds", "data_stall_percent", "data/read_bytes_per_s", "data/read_ms", "data/decode_ms")
+    for name in ("train/loss", "train/grad_norm", "train/lr/lam", "train/step_seconds", *(f"train/{one}" for one in data)):
         assert {point.step for point in client.get_metric_history(run_id, name)} == set(range(1, WARMUP + JOINT + 1)), name
     looks = {0, 20, WARMUP, 60, WARMUP + JOINT}
     indicators = ("perplexity", "perplexity/joint", "utilisation", "utilisation/slot0", "max_usage", "entropy", "effective_rank", "z_std")
-    indicators += ("flow_loss", "sensitivity_gap", "sensitivity_gap_null", "sensitivity_gap/tau0", "sensitivity_gap/tau3", "verdict")
+    indicators += ("flow_loss", "sensitivity_gap", "sensitivity_gap_null", "sensitivity_gap/tau0", "sensitivity_gap/tau3", "copy_loss")
     for name in indicators:
         assert {point.step for point in client.get_metric_history(run_id, f"heldout/{name}")} == looks, name
+    verdicts = {point.step for point in client.get_metric_history(run_id, "heldout/verdict")}
+    assert verdicts == looks - {0}, "before training there is nothing to judge"
     for name in ("probe_r2", "probe_r2_permuted", "probe_r2_random_idm"):
         assert {point.step for point in client.get_metric_history(run_id, f"heldout/{name}")} == {0, WARMUP, WARMUP + JOINT}, name
 
@@ -83,8 +84,11 @@ def test_every_indicator_is_a_curve_in_mlflow(undisturbed: Undisturbed) -> None:
 def test_unreadable_clips_are_replaced_and_counted_by_source(undisturbed: Undisturbed) -> None:
     client, run_id = MlflowClient(f"sqlite:///{undisturbed.run.parent}/mlflow.db"), undisturbed.result["mlflow_run"]
     for source in SOURCES:
-        skipped, seen = (client.get_metric_history(run_id, f"train/clips_{kind}/{source}")[-1].value for kind in ("skipped", "seen"))
-        assert skipped > 0
+        kinds = ("skipped/checksum", "skipped/undecodable", "seen")
+        damaged, torn, seen = (client.get_metric_history(run_id, f"train/clips_{kind}/{source}")[-1].value for kind in kinds)
+        assert (damaged > 0, torn > 0) == (source == "robot", source == "hand"), "each reason is told apart"
+        epochs = client.get_metric_history(run_id, f"train/epochs/{source}")[-1].value
+        assert epochs == seen / 16, "16 clips make an epoch of either source"
         assert seen == (WARMUP + JOINT) * 8 / 2, "replacements come from the same source: the mixture stays exact"
 
 
@@ -107,33 +111,6 @@ def test_mlflow_holds_the_origin_pictures_and_videos(undisturbed: Undisturbed, t
     assert probe_video(video.read_bytes())[0] == 5
     picture = Path(client.download_artifacts(run_id, files["codes"][-1], str(tmp_path)))
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-# Data and checkpoints in object storage.
-
-
-@pytest.mark.ray
-def test_real_videos_stream_from_s3_beside_the_embedded_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    videos = real_videos()
-    with serve(tmp_path / "server", "bucket") as s3:
-        for name, value in s3.environment.items():
-            monkeypatch.setenv(name, value)
-        command = [sys.executable, "jobs/pack.py", "video", str(videos), "--output", "s3://bucket/real", "--source", "real"]
-        packed = subprocess.run([*command, "--resolution", "64"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-        assert packed.returncode == 0, packed.stderr
-        config = write_config(tmp_path, "--output", "s3://bucket/runs", "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db")
-        steps = ("--warmup.steps", "8", "--joint.steps", "8", "--data.mixture-block", "10", "--optim.global-batch", "10")
-        mixture = ("--data.mixture", "embedded:robot", "0.3", "embedded:hand", "0.3", "s3://bucket/real", "0.4")
-        result = run_job("--config", config, *steps, *mixture).result
-        assert result["status"] == "finished"
-        run = f"s3://bucket/runs/{result['run_id']}"
-        assert len(read_trace(run)) == 16
-        assert "manifest.json" in list_files(result["checkpoint"])
-        assert result["checkpoint"].startswith(f"{run}/checkpoints/step-00000016-")
-        seen = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(result["mlflow_run"]).data.metrics
-    assert list((tmp_path / "mlartifacts").rglob("*.mp4")), "what the tracker keeps as files lies beside its database"
-    names = [open_folder(f"embedded:{name}").source for name in SOURCES]
-    assert [seen[f"train/clips_seen/{name}"] for name in (*names, "real")] == [48, 48, 64]
 
 
 # A cluster.
@@ -178,8 +155,8 @@ def test_ray_job_submit_runs_the_same_command(tmp_path: Path) -> None:
     config = write_config(tmp_path, "--warmup.steps", "4", "--joint.steps", "4")
     with ray_cluster() as (address, environment):
         command = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python", "jobs/cotrain.py"]
-        deadline = time.monotonic() + 120
-        while True:  # a head that has just started refuses jobs for some seconds
+        deadline = time.monotonic() + LIMIT_S
+        while True:  # a head that has just started refuses jobs: for some seconds, on a busy machine for minutes
             done = subprocess.run(
                 [*command, "--config", str(config)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
             )
@@ -254,7 +231,7 @@ def test_unreachable_buckets_are_refused(toys: Path, capsys: pytest.CaptureFixtu
         missing = line("s3://no-such-bucket/real", s3)
         denied = line("s3://bucket/real", s3, AWS_SECRET_ACCESS_KEY="not-the-secret")
         empty = line("s3://bucket/real", s3)
-    away = line("s3://bucket/real", s3)
+    away = line("s3://bucket/real", s3, COLA_STORAGE_PATIENCE_S="2")
     assert "bucket no-such-bucket does not exist" in missing
     assert "create it or correct the name" in missing
     assert "access to bucket bucket" in denied
@@ -271,7 +248,7 @@ def test_runs_in_object_storage_need_a_tracking_server(toys: Path, capsys: pytes
 
 
 def test_an_index_that_disagrees_with_its_shard_is_refused(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shard = toys / "robot" / "robot-00000.tar"
+    shard = toys / "robot" / "robot-toy-00000.tar"
     shard.write_bytes(shard.read_bytes()[:-512])
     line = refusal(capsys, "--config", str(toys / "config.yaml"))
     assert f"{shard}: {shard.stat().st_size} bytes where the index says" in line
@@ -280,11 +257,11 @@ def test_an_index_that_disagrees_with_its_shard_is_refused(toys: Path, capsys: p
 
 def test_a_source_without_a_readable_video_is_refused(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = toys / "robot"
-    shard = folder / "robot-00000.tar"
+    shard = folder / "robot-toy-00000.tar"
     shard.write_bytes(bytes(shard.stat().st_size))
     line = refusal(capsys, "--config", str(toys / "config.yaml"))
     assert "16 clips in a row could not be read" in line
-    assert "robot-00000.tar" in line
+    assert "robot-toy-00000.tar" in line
     assert f"jobs/data.py lint {folder}" in line
 
 
@@ -292,7 +269,7 @@ def test_an_index_of_another_format_is_refused(toys: Path, capsys: pytest.Captur
     index = toys / "robot" / "index.parquet"
     table = pq.read_table(io.BytesIO(index.read_bytes()))
     for data, complaint in (
-        (_parquet(table.replace_schema_metadata({"cola_dist.version": "99"})), "shard format 99, this version reads 1"),
+        (_parquet(table.replace_schema_metadata({"cola_dist.version": "99"})), "shard format 99, this version reads 2"),
         (_parquet(table.drop_columns(["offset"])), "column offset missing"),
         (b"no parquet", "not a readable Parquet file"),
     ):

@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -48,6 +47,21 @@ tracker.log_metrics({"loss": 2.0}, 2)
 resource.setrlimit(resource.RLIMIT_FSIZE, (free, most))
 tracker.log_metrics({"loss": 3.0}, 3)
 tracker.finish("FAILED", wait=0.0)
+"""
+IMPORTS = """
+import json, sys, threading
+from pathlib import Path
+importers = set()
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("mlflow", "matplotlib"):
+            importers.add("caller" if threading.current_thread() is threading.main_thread() else "tracking")
+sys.meta_path.insert(0, Watch())
+from cola_dist.tracking import Tracker
+folder = Path(sys.argv[1])
+tracker = Tracker(folder / "run", f"sqlite:///{folder}/mlflow.db", "imports", "imports", artifacts=(folder / "artifacts").as_uri())
+tracker.log_metrics({"loss": 0.0}, 0)
+print(json.dumps({"delivered": tracker.finish("FINISHED", wait=50.0), "importers": sorted(importers)}))
 """
 
 
@@ -273,9 +287,7 @@ def test_server_away_then_back(
     limit = time.monotonic() + PATIENCE
     while not caplog.records and time.monotonic() < limit:
         time.sleep(0.05)
-    begin = time.monotonic()
-    assert not tracker.finish("FINISHED", wait=2.0)
-    assert time.monotonic() - begin < 3.0
+    assert not tracker.finish("FINISHED", wait=2.0), "it gives up, though the server stays away for good"
     warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert len([line for line in warnings if "is away" in line]) == 1
     on_disk = "".join(path.read_text() for path in spool.rglob("*") if path.is_file())
@@ -311,21 +323,21 @@ def test_a_full_disk_costs_entries_and_one_warning(tmp_path: Path) -> None:
     assert steps == [0, 3], "what was written before and after the disk was full is kept"
 
 
-def test_a_call_costs_little_and_never_waits_for_mlflow(tmp_path: Path) -> None:
+def test_a_call_never_waits_for_mlflow(tmp_path: Path) -> None:
+    """Where nobody answers, what is logged is on disk when the call returns."""
     tracker = Tracker(tmp_path / "cost", f"http://127.0.0.1:{free_port()}", "cost", "cost")
-    metrics = {f"metric{index}": index / 7 for index in range(20)}
-    times = []
     for step in range(500):
-        begin = time.perf_counter()
-        tracker.log_metrics(metrics, step)
-        times.append(time.perf_counter() - begin)
+        tracker.log_metrics({f"metric{index}": index / 7 for index in range(20)}, step)
+    lines = (tmp_path / "cost" / "events.jsonl").read_text().splitlines()
     tracker.finish("KILLED", wait=0.0)
-    assert statistics.median(times) < 1e-3
+    assert [event["step"] for event in map(json.loads, lines) if "metrics" in event] == list(range(500))
 
 
 def test_importing_and_opening_does_not_import_mlflow_on_the_calling_thread(tmp_path: Path) -> None:
-    source = "import sys, cola_dist.tracking; assert not any(name.split('.')[0] in ('mlflow', 'matplotlib') for name in sys.modules)"
-    subprocess.run([sys.executable, "-c", source], check=True)
+    command = [sys.executable, "-c", IMPORTS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"delivered": True, "importers": ["tracking"]}
 
 
 @pytest.mark.parametrize("name", ["", "/etc/passwd", "../up", "a//b", "a/./b", "a/"])
@@ -372,5 +384,18 @@ def test_spools_with_something_left_are_found(tmp_path: Path) -> None:
     away.log_metrics({"x": 1.0}, 1)
     assert not away.finish("FINISHED", wait=0.5)
     here = Tracker(tmp_path / "runs" / "b" / "tracking", f"sqlite:///{tmp_path}/mlflow.db", "waiting", "b", str(tmp_path / "artifacts"))
-    assert here.finish("FINISHED")
+    assert here.finish("FINISHED", wait=PATIENCE)
     assert waiting(tmp_path / "runs") == [tmp_path / "runs" / "a" / "tracking"]
+
+
+def test_a_nested_run_waits_for_the_run_that_it_belongs_to(store: Path, tmp_path: Path) -> None:
+    uri, artifacts = f"sqlite:///{store}/mlflow.db", str(store / "artifacts")
+    child = Tracker(tmp_path / "child", uri, "nested", "child", artifacts, "parent/child", "parent")
+    child.log_metrics({"loss": 0.5}, 1)
+    assert not child.finish("FINISHED", wait=1.0)
+    parent = Tracker(tmp_path / "parent", uri, "nested", "parent", artifacts, "parent")
+    assert parent.finish("FINISHED", wait=PATIENCE)
+    assert deliver(tmp_path / "child", PATIENCE)
+    run = mlflow.MlflowClient(uri).get_run(str(run_id(tmp_path / "child")))
+    assert run.data.tags["mlflow.parentRunId"] == run_id(tmp_path / "parent")
+    assert (run.data.metrics, run.info.status) == ({"loss": 0.5}, "FINISHED")

@@ -14,31 +14,40 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 GOP = 16
-"""Frames between keyframes: random access then decodes at most 15 frames too many (3 to 4 times faster than GOP 250)."""
+"""Frames between keyframes: a clip then decodes at most 15 frames too many. Measured by tests/bench/bench_gop.py."""
+_UNPROBED = {"codec_whitelist": "none"}
+"""Options that open a container without decoding frames of it to find out what they are: an MP4's header says all that is needed. A decoder that is
+not on FFmpeg's list for probing is still used for decoding. Saves 0.3 ms a clip, a tenth of a short one (tests/bench/bench_decode.py)."""
 
 
 class CorruptClip(ValueError):
     """The bytes are no video, or fewer frames come out of them than were asked for."""
 
 
-def decode_clip(
-    mp4: bytes, start: int, frames: int, stride: int, resolution: int, crop: tuple[float, float, float] | None
-) -> NDArray[np.uint8]:
-    """Frames ``start, start + stride, …`` as uint8 ``[frames, 3, resolution, resolution]``.
+Crop = tuple[float, float, float] | None
+"""Side of a square as a share of the short side, in (0, 1]; its x and its y as a share of the free room, in [0, 1]. None: the short side, centred."""
 
-    ``crop`` is (side of the square as a share of the short side, in (0, 1]; its x and its y as a share of the free room, in [0, 1]);
-    none is the full short side, centred. The whole clip has one crop. Raises CorruptClip.
+
+def decode_clip(
+    mp4: bytes, start: int, frames: int, stride: int, resolution: int, crop: Crop, into: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Frames ``start, start + stride, …`` as uint8 ``[frames, 3, resolution, resolution]``, written to ``into`` where it is given.
+
+    The whole clip has one crop. Raises CorruptClip; ``into`` then holds some of the frames.
     """
     wanted = range(start, start + frames * stride, stride)
-    found: list[av.VideoFrame] = []
+    reformatter, found = VideoReformatter(), 0
+    clip = np.empty((frames, 3, resolution, resolution), np.uint8) if into is None else into
     for index, frame in _frames_from(mp4, start):
-        if index > wanted[len(found)]:
-            raise CorruptClip(f"frame {wanted[len(found)]} is missing")
-        if index == wanted[len(found)]:
-            found.append(frame)
-            if len(found) == frames:
-                return to_clip(found, resolution, crop)
-    raise CorruptClip(f"video ends before frame {wanted[len(found)]}")
+        if index > wanted[found]:
+            raise CorruptClip(f"frame {wanted[found]} is missing")
+        if index == wanted[found]:
+            # At once: the decoder gets the frame's memory back, and the pixels are still in the processor's cache.
+            clip[found] = _resized(reformatter, frame, resolution, crop)
+            found += 1
+            if found == frames:
+                return clip
+    raise CorruptClip(f"video ends before frame {wanted[found]}")
 
 
 def decode_episode(mp4: bytes) -> list[av.VideoFrame]:
@@ -51,10 +60,10 @@ def decode_episode(mp4: bytes) -> list[av.VideoFrame]:
     return frames
 
 
-def to_clip(frames: Sequence[av.VideoFrame], resolution: int, crop: tuple[float, float, float] | None) -> NDArray[np.uint8]:
-    """Decoded frames resized and cropped as ``decode_clip`` does: uint8 ``[len(frames), 3, resolution, resolution]``."""
+def to_clip(frames: Sequence[av.VideoFrame], resolution: int, crop: Crop, into: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """Decoded frames resized and cropped as ``decode_clip`` does, uint8 ``[len(frames), 3, resolution, resolution]``."""
     reformatter = VideoReformatter()
-    clip = np.empty((len(frames), 3, resolution, resolution), np.uint8)
+    clip = np.empty((len(frames), 3, resolution, resolution), np.uint8) if into is None else into
     for place, frame in zip(clip, frames, strict=True):
         place[:] = _resized(reformatter, frame, resolution, crop)
     return clip
@@ -63,7 +72,7 @@ def to_clip(frames: Sequence[av.VideoFrame], resolution: int, crop: tuple[float,
 def _frames_from(mp4: bytes, start: int) -> Iterator[tuple[int, av.VideoFrame]]:
     """Frames with their numbers, from the keyframe at or before ``start`` on. Raises CorruptClip."""
     try:
-        with av.open(io.BytesIO(mp4), "r", format="mp4") as container:
+        with av.open(io.BytesIO(mp4), "r", format="mp4", options=_UNPROBED) as container:
             stream = _video_stream(container)
             stream.thread_type = "NONE"
             rate = stream.average_rate
@@ -88,9 +97,7 @@ def _video_stream(container: InputContainer) -> VideoStream:
     return stream
 
 
-def _resized(
-    reformatter: VideoReformatter, frame: av.VideoFrame, resolution: int, crop: tuple[float, float, float] | None
-) -> NDArray[np.uint8]:
+def _resized(reformatter: VideoReformatter, frame: av.VideoFrame, resolution: int, crop: Crop) -> NDArray[np.uint8]:
     """One frame scaled so that the crop's side becomes ``resolution``, cropped, channels first: uint8 ``[3, resolution, resolution]``."""
     share, x, y = crop if crop is not None else (1.0, 0.5, 0.5)
     factor = resolution / (share * min(frame.width, frame.height))
@@ -120,8 +127,22 @@ def probe_video(data: bytes) -> tuple[int, float, int, int]:
         raise CorruptClip(f"no video: {type(error).__name__}") from error
 
 
+def small_picture(frame: av.VideoFrame, resolution: int, reformatter: VideoReformatter) -> NDArray[np.uint8]:
+    """A frame as uint8 ``[H, W, 3]``, its short side scaled down to ``resolution`` pixels where it is longer.
+
+    Both sides are even, as H.264 with subsampled colour needs them. One ``reformatter`` serves all frames of a video.
+    """
+    short = min(frame.width, frame.height)
+    width, height = (2 * max(1, side * min(short, resolution) // (2 * short)) for side in (frame.width, frame.height))
+    small = reformatter.reformat(frame, width=width, height=height, format="rgb24", interpolation="AREA", threads=1)
+    return np.asarray(small.to_ndarray(), np.uint8)
+
+
 def encode_mp4(frames: NDArray[np.uint8], fps: float, gop: int = GOP, crf: int = 23, preset: str = "slow") -> bytes:
-    """Frames uint8 ``[T, H, W, 3]``, H and W even, to H.264 in MP4 without B-frames; the same frames give the same bytes."""
+    """Frames uint8 ``[T, H, W, 3]``, H and W even, to H.264 in MP4 without B-frames; the same frames give the same bytes.
+
+    Not below 64 pixels: x264's macroblock tree then reads memory that nobody wrote (seen at 32 pixels, about one encoding in twenty).
+    """
     height, width = frames.shape[1:3]
     rate = Fraction(fps).limit_denominator(1001)
     buffer = io.BytesIO()

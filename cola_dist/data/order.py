@@ -3,6 +3,9 @@
 Positions are grouped in blocks. Each block holds an exact number of clips of each source, shuffled by a key of the block's own. The n-th clip
 drawn from a source belongs to epoch ``n // windows`` and to the window that a keyed permutation assigns to ``n % windows``, so an epoch shows
 every window once. Nothing is materialised: memory does not grow with the number of positions, and a run resumes from a number.
+
+The mixture may change at given positions, where a new stage begins. Its blocks are counted from there; the last block of the stage before is cut
+off, and the clip numbers that the cut left undrawn come first in the new stage. So every source goes on with its epochs across stages.
 """
 
 from __future__ import annotations
@@ -12,15 +15,16 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache, reduce
 
 import numpy as np
 
 _MASK = (1 << 64) - 1
 _ROUNDS = 4
+_SEED_STATE = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,10 @@ class EpisodeSpan:
 
 @dataclass(frozen=True)
 class Source:
-    """One source as the order sees it. ``content`` is the hash of its data, so that changed data is noticed on resume."""
+    """One source as the order sees it. ``content`` is the hash of its data, so that changed data is noticed on resume.
+
+    ``weight`` is that of the first mixture, 0 for a source that only a later stage has.
+    """
 
     name: str
     weight: float
@@ -56,25 +63,12 @@ class ClipRef:
 
 def mix(*values: int) -> int:
     """Hash integers to 64 bits (the finaliser of SplitMix64, chained)."""
-    state = 0x9E3779B97F4A7C15
-    for value in values:
-        state = (state ^ (value & _MASK)) * 0xBF58476D1CE4E5B9 & _MASK
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK
-        state ^= state >> 31
-    return state
+    return reduce(_mix_in, values, _SEED_STATE)
 
 
 def permute(index: int, size: int, key: int) -> int:
     """A keyed permutation of ``range(size)``: a Feistel network on the next even power of two, walked until it lands inside."""
-    half = max(1, (size - 1).bit_length() + 1 >> 1)
-    low = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & low
-        for round_ in range(_ROUNDS):
-            left, right = right, left ^ (mix(key, round_, right) & low)
-        index = left << half | right
-        if index < size:
-            return index
+    return _walk(index, size, _round_states(key))
 
 
 class Order:
@@ -84,19 +78,22 @@ class Order:
     offset that differs between epochs, so that all alignments are seen.
     """
 
-    def __init__(self, sources: Sequence[Source], frames: int, block: int, seed: int) -> None:
-        """Raises ``ValueError`` if a source has no episode as long as a clip, or a share too small for the block."""
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        frames: int,
+        block: int,
+        seed: int,
+        stages: Mapping[int, Mapping[str, float]] | None = None,
+        temperature: float = 0.0,
+    ) -> None:
+        """``stages`` maps the positions at which the mixture changes to the weights, by the sources' names, that hold from there on.
+
+        With ``temperature`` T above 0 a source's share is in proportion to weight * windows ** (1 / T), in every stage; with 0 to its weight.
+        Raises ``ValueError`` if a source has no episode as long as a clip, or a share too small for the block.
+        """
         self.sources = tuple(sources)
-        self.frames, self.block, self.seed = frames, block, seed
-        weights = [s.weight for s in sources]
-        self._shares = _integer_shares(weights)
-        self._denominator = sum(self._shares)
-        for source, share in zip(self.sources, self._shares, strict=True):
-            if share * block < self._denominator:
-                raise ValueError(
-                    f"source {source.name!r} has less than one clip per mixture block of {block}: raise data.mixture_block to at least "
-                    f"{math.ceil(sum(map(_exact, weights)) / _exact(source.weight))} or the source's weight"
-                )
+        self.frames, self.block, self.seed, self.temperature = frames, block, seed, temperature
         self._spans = [[(frames - 1) * e.stride + 1 for e in s.episodes] for s in self.sources]
         self._cumulative = [
             list(itertools.accumulate(e.frames // span for e, span in zip(s.episodes, spans, strict=True)))
@@ -105,48 +102,123 @@ class Order:
         for source, cumulative in zip(self.sources, self._cumulative, strict=True):
             if not cumulative or cumulative[-1] == 0:
                 raise ValueError(f"source {source.name!r} has no episode of at least {frames} frames at this rate")
+        none = (0,) * len(self.sources)
+        shares = self._shares_of([s.weight for s in self.sources], "")
+        self._stages = [_Stage(0, mix(seed, 0), block, shares, none, ((),) * len(none))]
+        for start, weights in sorted((stages or {}).items()):
+            where = f" from position {start} (step * global batch) on"
+            shares = self._shares_of([weights.get(s.name, 0.0) for s in self.sources], where)
+            self._stages.append(self._stages[-1].followed_by(start, mix(seed, 5, start), shares))
+        self._starts = [stage.start for stage in self._stages]
+        self._clip_keys = mix(seed, 4)
 
-    @property
-    def hash(self) -> str:
-        """Identity of the whole sequence: seed, block, clip length, and of each source its content, share and episodes with their strides."""
+    def _shares_of(self, weights: Sequence[float], where: str) -> tuple[int, ...]:
+        """Whole numbers in the proportion in which the sources are drawn. ``where`` tells an error's reader which stage it is about."""
+        exact = [_exact(weight) for weight in weights]
+        if self.temperature:
+            largest = max(self.windows(i) for i, weight in enumerate(exact) if weight)
+            sizes = [Fraction((self.windows(i) / largest) ** (1 / self.temperature)) for i in range(len(exact))]
+            exact = [weight * size for weight, size in zip(exact, sizes, strict=True)]
+        shares = _integer_shares(exact)
+        for source, weight, share in zip(self.sources, exact, shares, strict=True):
+            if weight and share * self.block < sum(shares):
+                raise ValueError(
+                    f"source {source.name!r} has less than one clip per mixture block of {self.block}{where}: raise data.mixture_block to at "
+                    f"least {math.ceil(sum(exact) / weight)} or the source's weight"
+                )
+        return shares
+
+    def hash_until(self, position: int) -> str:
+        """Identity of the sequence before ``position``: seed, block, clip length, and of each stage begun by then its start and its sources with
+        their contents, shares and episodes. Later stages, and sources that only they have, do not change it.
+        """
+        return self._hashes[max(0, bisect.bisect_left(self._starts, position) - 1)]
+
+    @cached_property
+    def _hashes(self) -> list[str]:
+        """Identity of the sequence up to the end of each stage."""
         digest = hashlib.sha256(json.dumps([self.seed, self.frames, self.block]).encode())
-        for source, share in zip(self.sources, self._shares, strict=True):
-            digest.update(json.dumps([source.name, share, source.content, [[e.frames, e.stride] for e in source.episodes]]).encode())
-        return digest.hexdigest()
+        hashes = []
+        for stage in self._stages:
+            if stage.start:
+                digest.update(json.dumps([stage.start]).encode())
+            for source, share in zip(self.sources, stage.shares, strict=True):
+                if share:
+                    episodes = [[e.frames, e.stride] for e in source.episodes]
+                    digest.update(json.dumps([source.name, share, source.content, episodes]).encode())
+            hashes.append(digest.hexdigest())
+        return hashes
 
     def windows(self, source: int) -> int:
         """Clips in one epoch of a source."""
         return self._cumulative[source][-1]
 
+    def drawn(self, position: int) -> list[int]:
+        """Clips of each source at the positions before ``position``; over ``windows``, its epochs so far."""
+        stage = self._stages[bisect.bisect_right(self._starts, position) - 1]
+        number, slot = divmod(position - stage.start, self.block)
+        sources, _ = _assign_slots(stage, number)
+        here = np.bincount(sources[:slot], minlength=len(self.sources))
+        return [before + int(count) for before, count in zip(stage.before(number), here, strict=True)]
+
     def clip(self, position: int, attempt: int = 0) -> ClipRef:
         """The clip at ``position``. ``attempt`` > 0 names its replacements, which depend on nothing but the position and the attempt."""
-        source, nth = self._draw(position)
-        windows = self.windows(source)
-        epoch, place = divmod(nth, windows)
+        stage = self._stages[bisect.bisect_right(self._starts, position) - 1]
+        number, slot = divmod(position - stage.start, self.block)
+        sources, turns = _assign_slots(stage, number)
+        source = sources.item(slot)
+        cumulative = self._cumulative[source]
+        epoch, place = divmod(stage.nth(source, turns.item(slot)), cumulative[-1])
+        rounds, offset = _epoch_keys(self.seed, source, epoch)
         if attempt == 0:
-            window = permute(place, windows, mix(self.seed, 1, source, epoch))
+            window = _walk(place, cumulative[-1], rounds)
         else:
-            window = mix(self.seed, 2, position, attempt) % windows
-        episode = bisect.bisect_right(self._cumulative[source], window)
-        within = window - (self._cumulative[source][episode - 1] if episode else 0)
+            window = mix(self.seed, 2, position, attempt) % cumulative[-1]
+        episode = bisect.bisect_right(cumulative, window)
+        within = window - (cumulative[episode - 1] if episode else 0)
         span, info = self._spans[source][episode], self.sources[source].episodes[episode]
-        start = min(within * span + mix(self.seed, 3, source, epoch, window) % span, info.frames - span)
-        return ClipRef(position, source, epoch, episode, start, info.stride, mix(self.seed, 4, position))
+        start = min(within * span + _mix_in(offset, window) % span, info.frames - span)
+        return ClipRef(position, source, epoch, episode, start, info.stride, _mix_in(self._clip_keys, position))
 
-    def counts(self, block: int) -> tuple[int, ...]:
-        """Clips of each source in mixture block number ``block``."""
-        return tuple(b - a for a, b in zip(self._before(block), self._before(block + 1), strict=True))
 
-    def _before(self, block: int) -> list[int]:
-        """Clips of each source in all earlier blocks: prefix shares, rounded down, differenced; always within one of the exact share."""
-        total = block * self.block
-        edges = [total * prefix // self._denominator for prefix in itertools.accumulate(self._shares)]
-        return [b - a for a, b in itertools.pairwise([0, *edges])]
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """The positions from ``start`` on that share one mixture. Compared by identity, so that a cache may find it quickly.
 
-    def _draw(self, position: int) -> tuple[int, int]:
-        block, slot = divmod(position, self.block)
-        sources, nth = _assign_slots(mix(self.seed, 0, block), tuple(self._before(block)), self.counts(block))
-        return int(sources[slot]), int(nth[slot])
+    A stage draws clips of a source by turns, which it counts from ``drawn``. A turn is the number of the clip that is drawn, except for the first
+    ``len(owed)`` turns: they take the numbers that the cut of the stage before left undrawn.
+    """
+
+    start: int
+    key: int
+    block: int
+    shares: tuple[int, ...]
+    drawn: tuple[int, ...]
+    """Clips of each source at all earlier positions."""
+    owed: tuple[tuple[int, ...], ...]
+
+    def before(self, number: int) -> list[int]:
+        """Turns of each source before block ``number``: prefix shares, rounded down, differenced; always within one of the exact share."""
+        total, denominator = number * self.block, sum(self.shares)
+        edges = [total * prefix // denominator for prefix in itertools.accumulate(self.shares)]
+        return [drawn + b - a for drawn, (a, b) in zip(self.drawn, itertools.pairwise([0, *edges]), strict=True)]
+
+    def nth(self, source: int, turn: int) -> int:
+        """How many clips of a source come before the one drawn in a turn, counted through its epochs."""
+        owed, index = self.owed[source], turn - self.drawn[source]
+        return owed[index] if index < len(owed) else turn
+
+    def followed_by(self, start: int, key: int, shares: tuple[int, ...]) -> _Stage:
+        """The stage that begins at ``start`` and ends this one."""
+        number, cut = divmod(start - self.start, self.block)
+        sources, turns = (slots[:cut] for slots in _assign_slots(self, number))
+        drawn, owed = [], []
+        for source, (first, end) in enumerate(zip(self.before(number), self.before(number + 1), strict=True)):
+            gone = set(turns[sources == source].tolist())
+            end = max(end, self.drawn[source] + len(self.owed[source]))
+            drawn.append(first + len(gone))
+            owed.append(tuple(self.nth(source, turn) for turn in range(first, end) if turn not in gone))
+        return _Stage(start, key, self.block, shares, tuple(drawn), tuple(owed))
 
 
 def rank_positions(step: int, global_batch: int, rank: int, world: int) -> range:
@@ -163,12 +235,41 @@ def crop_of(key: int, smallest: float) -> tuple[float, float, float]:
 
 
 @lru_cache(maxsize=64)
-def _assign_slots(key: int, before: tuple[int, ...], counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """For each slot of a block: its source, and how many clips were drawn from that source before it."""
-    sources = np.repeat(np.arange(len(counts)), counts)
-    nth = np.concatenate([np.arange(start, start + count) for start, count in zip(before, counts, strict=True)])
-    shuffle = np.random.Generator(np.random.Philox(key=key)).permutation(len(sources))
-    return sources[shuffle], nth[shuffle]
+def _assign_slots(stage: _Stage, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each slot of a stage's block: its source, and that source's turn."""
+    before, after = stage.before(number), stage.before(number + 1)
+    sources = np.repeat(np.arange(len(before)), [end - first for first, end in zip(before, after, strict=True)])
+    turns = np.concatenate([np.arange(first, end) for first, end in zip(before, after, strict=True)])
+    shuffle = np.random.Generator(np.random.Philox(key=_mix_in(stage.key, number))).permutation(stage.block)
+    return sources[shuffle], turns[shuffle]
+
+
+@lru_cache(maxsize=64)
+def _epoch_keys(seed: int, source: int, epoch: int) -> tuple[tuple[int, ...], int]:
+    """What the clips of an epoch share: the states of its permutation's rounds, and the state that keys the windows' offsets."""
+    return _round_states(mix(seed, 1, source, epoch)), mix(seed, 3, source, epoch)
+
+
+def _round_states(key: int) -> tuple[int, ...]:
+    return tuple(mix(key, round_) for round_ in range(_ROUNDS))
+
+
+def _walk(index: int, size: int, rounds: tuple[int, ...]) -> int:
+    half = max(1, (size - 1).bit_length() + 1 >> 1)
+    low = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & low
+        for state in rounds:
+            left, right = right, left ^ (_mix_in(state, right) & low)
+        index = left << half | right
+        if index < size:
+            return index
+
+
+def _mix_in(state: int, value: int) -> int:
+    state = (state ^ (value & _MASK)) * 0xBF58476D1CE4E5B9 & _MASK
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK
+    return state ^ (state >> 31)
 
 
 def _exact(weight: float) -> Fraction:
@@ -176,10 +277,10 @@ def _exact(weight: float) -> Fraction:
     return Fraction(str(weight))
 
 
-def _integer_shares(weights: Sequence[float]) -> list[int]:
+def _integer_shares(weights: Sequence[Fraction]) -> tuple[int, ...]:
     """Weights as whole numbers in the same proportion (to one millionth of the largest), so that counts are exact at any position."""
-    largest = max(map(_exact, weights))
-    fractions = [(_exact(w) / largest).limit_denominator(1_000_000) for w in weights]
+    largest = max(weights)
+    fractions = [(weight / largest).limit_denominator(1_000_000) for weight in weights]
     # Python's own integers: the common denominator of a few arbitrary weights exceeds 64 bits.
     common = math.lcm(*(f.denominator for f in fractions))
-    return [int(f * common) for f in fractions]
+    return tuple(int(f * common) for f in fractions)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def sensitivity(sums: Mapping[str, Tensor]) -> dict[str, float]:
-    """Figures of ``flow_count``, ``flow_own`` and, where kept, ``flow_shuffled`` and ``flow_null``, each per bin of tau.
+    """Figures of ``flow_count``, ``flow_own`` and, where kept, ``flow_shuffled``, ``flow_null`` and ``flow_copy``, each per bin of tau.
 
     ``flow_loss`` and ``sensitivity_gap`` (shuffled less own), ``sensitivity_gap_null`` (null less own) are means over the bins with
-    clips, so each part of the flow counts the same; ``flow_loss/tauI`` and ``sensitivity_gap/tauI`` are those of one bin. Empty where no
-    clip was measured.
+    clips, so each part of the flow counts the same; ``flow_loss/tauI`` and ``sensitivity_gap/tauI`` are those of one bin. ``copy_loss`` is the flow
+    loss of a predictor that repeats the context frame: a generator above it has learnt nothing. Empty where no clip was measured.
     """
     count = sums["flow_count"].double()
     seen = count > 0
@@ -26,6 +26,10 @@ def sensitivity(sums: Mapping[str, Tensor]) -> dict[str, float]:
 
     own = means(sums["flow_own"])
     figures = {"flow_loss": sum(own) / len(own)} | {f"flow_loss/tau{index}": value for index, value in zip(bins, own, strict=True)}
+    if "flow_copy" in sums:
+        copy = means(sums["flow_copy"])
+        figures["copy_loss"] = sum(copy) / len(copy)
+        figures |= {f"copy_loss/tau{index}": value for index, value in zip(bins, copy, strict=True)}
     if "flow_shuffled" in sums:
         gaps = means(sums["flow_shuffled"] - sums["flow_own"])
         null = means(sums["flow_null"] - sums["flow_own"])

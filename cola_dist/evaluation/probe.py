@@ -10,11 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cola_dist.config import RunConfig
-from cola_dist.models.autoencoder import PixelAutoencoder, to_pixels
+from cola_dist.diagnostics.ridge import PENALTIES, solve, standardised
+from cola_dist.models.autoencoder import to_pixels
 from cola_dist.models.lam import LatentActionModel
-
-PENALTIES = tuple(10.0**power for power in range(-3, 4))
-"""Ridge penalties tried, per row."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,6 @@ class ProbeScore:
     """Mean absolute error in standard deviations of the action dimension."""
     penalty: float
     """Ridge penalty per row, chosen on episodes inside the training part."""
-
-
-def _solve(x: Tensor, y: Tensor, penalty: float) -> Tensor:
-    gram = x.T @ x + penalty * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    weights: Tensor = torch.linalg.solve(gram, x.T @ y)
-    return weights
 
 
 def _r2(prediction: Tensor, target: Tensor, reference: Tensor) -> float:
@@ -54,19 +46,14 @@ def ridge_probe(features: Tensor, actions: Tensor, episode: Tensor, heldout: Ten
     if len(known) < 2 or not heldout.any():
         raise ValueError(f"a probe needs two fitted episodes and a held-out row, not {len(known)} and {int(heldout.sum())}")
     x, y = features.double(), actions.double()
-    x = _standardised(x, fit)
-    y = _standardised(y, fit)
+    x = standardised(x, fit)
+    y = standardised(y, fit)
     inner = fit & torch.isin(episode, known[::5])
     rest = fit & ~inner
-    scores = [_r2(x[inner] @ _solve(x[rest], y[rest], penalty), y[inner], y[rest].mean(0)) for penalty in PENALTIES]
+    scores = [_r2(x[inner] @ solve(x[rest], y[rest], penalty), y[inner], y[rest].mean(0)) for penalty in PENALTIES]
     penalty = PENALTIES[max(range(len(scores)), key=scores.__getitem__)]
-    prediction = x[heldout] @ _solve(x[fit], y[fit], penalty)
+    prediction = x[heldout] @ solve(x[fit], y[fit], penalty)
     return ProbeScore(_r2(prediction, y[heldout], y[heldout].mean(0)), float((prediction - y[heldout]).abs().mean()), penalty)
-
-
-def _standardised(values: Tensor, fit: Tensor) -> Tensor:
-    mean, std = values[fit].mean(0), values[fit].std(0, correction=0)
-    return torch.where(std > 1e-8, (values - mean) / std.clamp(min=1e-8), 0.0)
 
 
 def probe_with_controls(
@@ -83,12 +70,14 @@ def probe_with_controls(
 
 @torch.no_grad()
 def code_features(lam: LatentActionModel, video: Tensor, batch: int = 64) -> Tensor:
-    """The codes of each transition of ``video`` uint8 ``[B, T, 3, H, W]``, one-hot per slot: ``[B*(T-1), N*K]``.
+    """What the latent action of each transition of ``video`` uint8 ``[B, T, 3, H, W]`` says, ``[B*(T-1), F]``: see `Bottleneck.features`."""
+    return torch.cat([lam.bottleneck.features(lam.infer(to_pixels(part))[1]) for part in video.split(batch)])
 
-    One-hot, so that the probe asks what the codes say and not how their embeddings happen to lie.
-    """
-    codes = torch.cat([lam.infer(to_pixels(part))[1].codes.flatten(0, 1) for part in video.split(batch)])
-    return F.one_hot(codes, lam.bottleneck.config.codes).flatten(1).float()
+
+@torch.no_grad()
+def codes_of(lam: LatentActionModel, video: Tensor, batch: int = 64) -> Tensor:
+    """int64 ``[B*(T-1), N]`` codes of each transition of ``video`` uint8 ``[B, T, 3, H, W]``; N = 0 where the bottleneck has none."""
+    return torch.cat([lam.infer(to_pixels(part))[1].codes.flatten(0, 1) for part in video.split(batch)])
 
 
 def difference_features(video: Tensor, grid: int = 8) -> Tensor:
@@ -103,6 +92,6 @@ def untrained_lam(config: RunConfig, video: Tensor) -> LatentActionModel:
     """The control of the same architecture with random weights; its codes lie on its own z of ``video``, or it would use few of them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed + 2)
-        lam = LatentActionModel(config.lam, config.conditioning, (1,), PixelAutoencoder.stride, config.train.seed).to(video.device)
+        lam = LatentActionModel(config.lam, config.train.seed).to(video.device)
     lam.bottleneck.place(lam.idm(to_pixels(video)).flatten(0, 2))
     return lam

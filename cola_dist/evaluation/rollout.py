@@ -36,8 +36,8 @@ def generate(method: CoTrain, video: Tensor, actions: Tensor, noise: Tensor, con
     """
     flow: FlowConfig = method.config.flow
     latents = method.autoencoder.encode(video)
-    modulation = method.lam.conditioning(actions)
-    null = method.lam.conditioning(method.lam.conditioning.null_actions(*actions.shape[:2]).to(actions.dtype))
+    modulation = method.conditioning(actions)
+    null = method.conditioning(method.conditioning.null_actions(*actions.shape[:2]).to(actions.dtype))
 
     def velocity(x: Tensor, tau: Tensor) -> Tensor:
         conditioned: Tensor = method.world(x, tau, modulation)
@@ -60,14 +60,16 @@ def rollouts(method: CoTrain, clips: Clips) -> Rollouts:
     return Rollouts(clips.video, own, other)
 
 
-def delta_psnr(result: Rollouts) -> float:
-    """Controllability (Genie, 2402.15391): PSNR of rollouts with own actions less PSNR with another clip's, in dB; context left out."""
+def psnr(frames: Tensor, truth: Tensor) -> Tensor:
+    """PSNR of each clip in dB, ``[B]``, of uint8 ``[B, T, 3, H, W]`` against the truth, the first frame (the context) left out."""
+    error = (frames[:, 1:].float() - truth[:, 1:].float()).square().mean((1, 2, 3, 4))
+    return 10 * torch.log10(255.0**2 / error.clamp(min=1e-8))
 
-    def psnr(frames: Tensor) -> Tensor:
-        error = (frames[:, 1:].float() - result.truth[:, 1:].float()).square().mean((1, 2, 3, 4))
-        return 10 * torch.log10(255.0**2 / error.clamp(min=1e-8))
 
-    return float((psnr(result.own) - psnr(result.other)).mean())
+def rollout_figures(result: Rollouts) -> dict[str, float]:
+    """``rollout_psnr`` with own actions and ``delta_psnr``, by how much it falls with another clip's (controllability; Genie, 2402.15391), in dB."""
+    own, other = psnr(result.own, result.truth), psnr(result.other, result.truth)
+    return {"rollout_psnr": float(own.mean()), "delta_psnr": float((own - other).mean())}
 
 
 def grid(result: Rollouts, scale: int = 3) -> Tensor:

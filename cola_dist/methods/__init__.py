@@ -8,13 +8,15 @@ from cola_dist.config import RunConfig
 from cola_dist.methods.base import Clips, Method, StepOutput
 from cola_dist.methods.cotrain import CoTrain
 from cola_dist.methods.pretrain import Pretrain
-from cola_dist.methods.schedule import Phase, phases
+from cola_dist.methods.schedule import Course, Phase, Span, phases, uses_forward_model
 from cola_dist.models.autoencoder import PixelAutoencoder
+from cola_dist.models.conditioning import ActionConditioning
+from cola_dist.models.forward import ForwardModel
 from cola_dist.models.lam import LatentActionModel
 from cola_dist.models.world import SpaceTimeDiT, WorldModel
 from cola_dist.models.world.base import compile_blocks
 
-__all__ = ["Clips", "Method", "Phase", "StepOutput", "build_method", "build_world", "phases"]
+__all__ = ["Clips", "Course", "Method", "Phase", "Span", "StepOutput", "build_method", "build_world", "phases"]
 
 
 def build_world(config: RunConfig) -> WorldModel:
@@ -41,11 +43,15 @@ def build_method(config: RunConfig, bf16: bool) -> Method:
         world = build_world(config)
         # Seeded again, so that the latent action model starts the same whether the generator was loaded or drawn.
         torch.manual_seed(config.train.seed + 1)
-        lam = LatentActionModel(config.lam, config.conditioning, world.modulation_shape, PixelAutoencoder.stride, config.train.seed)
+        lam = LatentActionModel(config.lam, config.train.seed)
+        actions = (config.lam.tokens, config.lam.bottleneck.dim)
+        conditioning = ActionConditioning(config.conditioning, *actions, world.modulation_shape, PixelAutoencoder.stride)
+        # Drawn last, so that the rest starts the same with and without it.
+        lam.forward_model = ForwardModel(config.lam) if uses_forward_model(config) else None
     if config.train.activation_checkpointing:
         world.enable_checkpointing()
     if config.train.compile:
         compile_blocks(world)
     if config.method == "pretrain":
         return Pretrain(config, bf16, world)
-    return CoTrain(config, bf16, lam, world)
+    return CoTrain(config, bf16, lam, conditioning, world)

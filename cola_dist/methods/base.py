@@ -23,10 +23,20 @@ class Clips:
     """int64 ``[B]``, global position in the order of clips; keys all randomness of a clip."""
     source: Tensor
     """int64 ``[B]``, index of the source in the mixture."""
+    latents: Tensor | None = None
+    """fp32 ``[B, L, C, h, w]``, the autoencoder's latents of ``video``, where they were made beforehand."""
 
     def to(self, device: torch.device | str) -> Clips:
         """The same clips on ``device``."""
-        return Clips(*(tensor.to(device, non_blocking=True) for tensor in (self.video, self.position, self.source)))
+        return Clips(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
+
+    def split(self, size: int) -> list[Clips]:
+        """The same clips in parts of ``size``; the last one may be smaller."""
+        return [Clips(*part) for part in zip(*(tensor.split(size) for tensor in self._tensors()), strict=True)]
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        given = (self.video, self.position, self.source)
+        return given if self.latents is None else (*given, self.latents)
 
     def __len__(self) -> int:
         return len(self.video)

@@ -13,6 +13,8 @@ def to_pixels(video: Tensor) -> Tensor:
 class PixelAutoencoder:
     """The small scale's autoencoder: latents are the pixels themselves, one latent frame per frame."""
 
+    hash = "pixels, x / 127.5 - 1"
+    """Identity of the transform, by which its latents are kept and found again; there are no weights in it."""
     channels = 3
     stride = 1
     """r, video frames per latent frame; ``L = 1 + (T-1) / r``."""

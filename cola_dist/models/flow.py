@@ -34,13 +34,22 @@ def noised(x0: Tensor, eps: Tensor, tau: Tensor) -> Tensor:
     return (1 - weight) * x0 + weight * eps
 
 
-def flow_loss(velocity: Tensor, x0: Tensor, eps: Tensor, generated: Tensor) -> Tensor:
+def still_velocity(x_tau: Tensor, x0: Tensor, tau: Tensor) -> Tensor:
+    """The velocity ``[B, L, C, h, w]`` of a predictor that knows no motion: from ``x_tau`` to the first frame, at every frame.
+
+    What a generator after one context frame has to beat. Its flow loss is that of ``(x0 - first) / tau``.
+    """
+    return (x_tau - x0[:, :1]) / tau.clamp(min=1e-6)[:, :, None, None, None]
+
+
+def flow_loss(velocity: Tensor, x0: Tensor, eps: Tensor, generated: Tensor, weight: Tensor | None = None) -> Tensor:
     """||v - (eps - x0)||^2 of each clip ``[B]``, fp32: mean over the elements of its generated frames.
 
     ``generated [B, L]`` marks them, at least one a clip. Clips weigh the same however many of their frames are context, so the mean
-    over equal shards is the mean over the batch.
+    over equal shards is the mean over the batch. ``weight``, which broadcasts to ``x0``, weighs the squared errors.
     """
-    per_frame = (velocity.float() - (eps - x0).float()).square().mean((2, 3, 4))
+    squares = (velocity.float() - (eps - x0).float()).square()
+    per_frame = (squares if weight is None else squares * weight).mean((2, 3, 4))
     return (per_frame * generated).sum(1) / generated.sum(1)
 
 

@@ -1,13 +1,13 @@
-"""The latent action model: inverse dynamics, bottleneck, and the conditioning that carries its actions to the generator."""
+"""The latent action model: inverse dynamics, bottleneck, and where something trains on it a forward model of its own."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from cola_dist.config import BottleneckConfig, ConditioningConfig, LamConfig
-from cola_dist.models.bottleneck import Quantised, VectorQuantiser
-from cola_dist.models.conditioning import ActionConditioning
+from cola_dist.config import LamConfig
+from cola_dist.models.bottleneck import Quantised, build_bottleneck
+from cola_dist.models.forward import ForwardModel
 from cola_dist.models.layers import NORM_EPS, AttentionPool, SpaceTimeBlock, patchify, spatial_positions, temporal_positions
 
 _CHANGE_GAIN = 4.0
@@ -54,18 +54,15 @@ class InverseDynamics(nn.Module):
 
 
 class LatentActionModel(nn.Module):
-    """Role "lam": everything that trains in warm-up."""
+    """Role "lam": what names the transitions of a video."""
 
-    def __init__(
-        self, config: LamConfig, conditioning: ConditioningConfig, modulation_shape: tuple[int, ...], stride: int, seed: int
-    ) -> None:
+    def __init__(self, config: LamConfig, seed: int) -> None:
         super().__init__()
-        bottleneck: BottleneckConfig = config.bottleneck
         self.idm = InverseDynamics(config)
-        self.bottleneck = VectorQuantiser(bottleneck, seed)
-        self.conditioning = ActionConditioning(conditioning, config.tokens, bottleneck.dim, modulation_shape, stride)
+        self.bottleneck = build_bottleneck(config.bottleneck, seed)
+        self.forward_model: ForwardModel | None = None
 
-    def infer(self, pixels: Tensor, step: int | None = None) -> tuple[Tensor, Quantised]:
-        """z ``[B, T-1, N, D]`` of pixels ``[B, T, 3, H, W]`` in [-1, 1], and its quantisation; ``step`` as in `VectorQuantiser`."""
+    def infer(self, pixels: Tensor, step: int | None = None, noise: Tensor | None = None) -> tuple[Tensor, Quantised]:
+        """z ``[B, T-1, N, D]`` of pixels ``[B, T, 3, H, W]`` in [-1, 1], and its latent actions; ``step`` and ``noise`` as in `Bottleneck`."""
         z = self.idm(pixels)
-        return z, self.bottleneck(z, step)
+        return z, self.bottleneck(z, step, noise)

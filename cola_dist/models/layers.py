@@ -127,6 +127,7 @@ class SpaceTimeBlock(nn.Module):
         self.mlp = Mlp(width)
 
     def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
+        """``x [B, T, n, width]`` to the same shape; ``modulation [B, T, 9, width]`` exactly where the block was built ``modulated``."""
         parts = None if modulation is None else modulation.unsqueeze(2).unbind(3)
         for index in range(3):
             h = self.norms[index](x)

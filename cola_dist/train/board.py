@@ -58,6 +58,7 @@ class Board:
         return self._user_error
 
 
-def create_board(workers: int) -> Any:
-    """Start the board as an actor that needs no CPU and outlives worker groups. Returns its handle."""
-    return ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1000 + 10 * workers)(Board).remote()
+def create_board(workers: int, name: str = "") -> Any:
+    """Start the board as an actor that needs no CPU and outlives worker groups, under a name if one is given. Returns its handle."""
+    named = {"name": name} if name else {}
+    return ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1000 + 10 * workers, **named)(Board).remote()

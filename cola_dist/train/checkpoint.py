@@ -26,7 +26,7 @@ from cola_dist import storage
 from cola_dist.errors import UserError
 from cola_dist.train.engine import Fragment
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema")
 _COMMIT_TIMEOUT_S = 1800.0
 
@@ -41,6 +41,7 @@ class Position:
     """The phase that the fragments come from."""
     recipe: str
     order_hash: str
+    """Identity of the sequence of clips before ``step``."""
     adam_steps: Mapping[str, int]
     frozen: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Roles saved by reference: ``{"uri": …, "sha256": hash of their weights}``."""
@@ -54,11 +55,7 @@ class Checkpoint:
     def __init__(self, uri: str) -> None:
         """Open the checkpoint in folder ``uri``. Raises ``UserError`` if a file is missing or not what the manifest says."""
         self.uri = uri
-        manifest = _read_json(storage.join(uri, "manifest.json"))
-        if manifest.get("format") != FORMAT_VERSION:
-            raise UserError(
-                f"checkpoint {uri} has format {manifest.get('format')}, this version reads {FORMAT_VERSION}: resume it with the version that wrote it"
-            )
+        manifest = _read_manifest(uri)
         self.position = Position(**manifest["position"])
         self._local = tempfile.TemporaryDirectory(prefix="cola-checkpoint-") if storage.local_path(uri) is None else None
         self._index: dict[tuple[str, str], list[tuple[int, int, Path, str]]] = {}
@@ -220,6 +217,11 @@ def latest(run_uri: str) -> str | None:
     return found[-1] if found else None
 
 
+def read_position(uri: str) -> Position:
+    """Where the checkpoint in folder ``uri`` stands, from its manifest alone. Raises ``UserError`` if that is missing or damaged."""
+    return Position(**_read_manifest(uri)["position"])
+
+
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
     """sha256 over names, shapes and fp32 bytes of a role's weights."""
     digest = hashlib.sha256()
@@ -227,6 +229,15 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(weights[name].shape)}".encode())
         digest.update(weights[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _read_manifest(uri: str) -> dict[str, Any]:
+    manifest = _read_json(storage.join(uri, "manifest.json"))
+    if manifest.get("format") != FORMAT_VERSION:
+        raise UserError(
+            f"checkpoint {uri} has format {manifest.get('format')}, this version reads {FORMAT_VERSION}: resume it with the version that wrote it"
+        )
+    return manifest
 
 
 def _read_json(uri: str) -> dict[str, Any]:

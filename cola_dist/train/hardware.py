@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 
 import torch
 
@@ -43,3 +44,8 @@ def reset_peak_memory(device: torch.device) -> None:
     """Start a new peak on a GPU. The operating system keeps one peak per process, so on CPU a later phase includes the earlier ones."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def compute_clock(device: torch.device) -> float:
+    """Seconds of which differences are accelerator time: of the wall on a GPU (a step ends by reading its gradient norm), of processors on CPU."""
+    return time.perf_counter() if device.type == "cuda" else time.process_time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from cola_dist import storage
 from cola_dist.config import RunConfig
 from cola_dist.data.stream import open_reader
 from cola_dist.errors import UserError
 from cola_dist.methods import build_method
-from cola_dist.settings import Job, apply_overrides, differences, from_yaml
-from cola_dist.train.checkpoint import Checkpoint, latest
+from cola_dist.settings import Job, apply_overrides, changes, differences, from_yaml, to_yaml
+from cola_dist.train.checkpoint import Checkpoint, latest, read_position
 from cola_dist.train.hardware import computes_bf16
 from cola_dist.train.observer import to_clips
 from cola_dist.train.stage import check_fit
@@ -30,39 +32,71 @@ def new_run_id(recipe: str) -> str:
 
 def resolve(job: Job, fresh_run: str) -> tuple[RunConfig, str]:
     """The configuration and the run's folder: a new one, or the one to resume. Raises ``UserError`` if that one does not fit what is asked."""
-    config = replace(job.config, output=_absolute(job.config.output))
+    config = replace(job.config, output=absolute(job.config.output))
     if job.resume is None:
         return config, storage.join(config.output, fresh_run)
-    run_uri = _absolute(job.resume) if "/" in job.resume else storage.join(config.output, job.resume)
+    run_uri = absolute(job.resume) if "/" in job.resume else storage.join(config.output, job.resume)
     try:
         saved = from_yaml(storage.read_bytes(storage.join(run_uri, "config.yaml")).decode(), f"{run_uri}/config.yaml")
     except FileNotFoundError as error:
         raise UserError(f"no run to resume in {run_uri}: give --resume a run id below --output, or a run's folder") from error
     if job.recipe_given and saved.recipe != config.recipe:
         raise UserError(f"run {run_uri} is of recipe {saved.recipe!r}, not {config.recipe!r}: leave the recipe out, or name its own")
+    checkpoint = latest(run_uri)
+    if checkpoint is None:
+        raise UserError(f"run {run_uri} has no checkpoint yet: start a new run")
     wanted = apply_overrides(saved, job.overrides)
-    changed = differences(saved, wanted)
+    wanted = replace(wanted, output=absolute(wanted.output))
+    changed = differences(saved, wanted, read_position(checkpoint).step)
     if changed:
         raise UserError(
             f"run {run_uri} cannot be resumed with other settings ({'; '.join(changed)}): leave these options out, or start a new run"
         )
-    if latest(run_uri) is None:
-        raise UserError(f"run {run_uri} has no checkpoint yet: start a new run")
     return wanted, run_uri
 
 
+def write_config(config: RunConfig, run_uri: str) -> None:
+    """Write ``RUN/config.yaml``. Where a run is resumed with other settings, each difference is appended to ``RUN/changes.yaml`` first.
+
+    That file is a list of ``{step: of the newest checkpoint, changes: {field: {from: …, to: …}}}``; stderr gets a line as well.
+    """
+    uri = storage.join(run_uri, "config.yaml")
+    checkpoint = latest(run_uri)
+    if checkpoint is not None:
+        changed = changes(from_yaml(storage.read_bytes(uri).decode(), uri), config)
+        if changed:
+            step = read_position(checkpoint).step
+            _append(storage.join(run_uri, "changes.yaml"), yaml.safe_dump([{"step": step, "changes": changed}], sort_keys=False))
+            listed = "; ".join(f"{name}: {change['from']!r} before, {change['to']!r} now" for name, change in changed.items())
+            print(f"resumed at step {step} with other settings: {listed}", file=sys.stderr)
+    storage.write_bytes(uri, to_yaml(config).encode())
+
+
+def _append(uri: str, text: str) -> None:
+    try:
+        before = storage.read_bytes(uri)
+    except FileNotFoundError:
+        before = b""
+    storage.write_bytes(uri, before + text.encode())
+
+
 def preflight(config: RunConfig, run_uri: str) -> dict[str, Any]:
-    """Open all that the run needs and try one clip of each source through the models, on the CPU. Raises ``UserError`` for what is wrong.
+    """Open all that the run needs and try a clip of each source through the models, on the CPU. Raises ``UserError`` for what is wrong.
 
     Returns what ``--dry-run`` prints: parameters per role, clips per source, the loss of one small batch.
     """
-    readers = {split: open_reader(config.data, config.train.seed, split) for split in ("train", "heldout")}
+    batch_size = config.optim.global_batch
+    readers = {split: open_reader(config.data, config.train.seed, split, batch_size) for split in ("train", "heldout")}
     method = build_method(config, computes_bf16(config.train.precision, torch.device("cpu")))
     reader = readers["train"]
     uri = latest(run_uri)
     if uri is not None:
-        check_fit(Checkpoint(uri), config, method, reader.order.hash)
-    first = {reader.read(position)[1]: position for position in reversed(range(config.data.mixture_block))}
+        checkpoint = Checkpoint(uri)
+        check_fit(checkpoint, config, method, reader.order.hash_until(checkpoint.position.step * batch_size))
+    # A whole block holds a clip of every source of its mixture.
+    starts = (0, *(step * batch_size for step in sorted(config.data.stages)))
+    positions = [start + slot for start in starts for slot in range(config.data.mixture_block)]
+    first = {reader.order.clip(position).source: position for position in reversed(positions)}
     batch = reader.read_many(sorted(first.values()))
     output = method(to_clips(batch), 0)
     loss = float(output.loss.detach())
@@ -95,19 +129,25 @@ def summary(result: Mapping[str, Any], wall_seconds: float) -> dict[str, Any]:
     for name in ("perplexity", "sensitivity_gap", "flow_loss"):
         line |= {f"{name}_start": start[name]} if name in start else {}
         line |= {name: final[name]} if name in final else {}
-    line |= {k: v for k, v in final.items() if k.startswith("probe_r2") or k in ("verdict", "utilisation", "max_usage", "effective_rank")}
+    steering = record["steering"]
+    line["phases"] = [{"phase": s["phase"]["name"], "first": s["first"], "end": s["end"], "why": s["why"]} for s in steering["course"]]
+    line["spent_seconds"] = round(steering["spent_seconds"], 2)
+    line["rulings"] = [ruling for ruling in steering["rulings"] if ruling["act"]]
+    kept = ("verdict", "utilisation", "max_usage", "effective_rank", "copy_loss")
+    line |= {k: v for k, v in final.items() if k.startswith("probe_r2") or k in kept}
     line |= {f"{phase}_step_seconds": value for phase, value in seconds.items()}
+    line |= {f"{phase}_data_stall_percent": round(value, 2) for phase, value in record["data_stall_percent"].items()}
     line |= {f"{phase}_peak_memory_bytes": value for phase, value in record["peak_memory"].items()}
     return line
 
 
 def _final(evaluations: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    for name in ("joint_end", "pretrain_end", "warmup_end"):
-        if name in evaluations:
-            return evaluations[name]
-    return {}
+    """The newest look at a phase's end: they stand in order of time."""
+    ends = [name for name in evaluations if name.endswith("_end")]
+    return evaluations[ends[-1]] if ends else {}
 
 
-def _absolute(uri: str) -> str:
+def absolute(uri: str) -> str:
+    """``uri`` as processes that run in other folders understand it."""
     path = storage.local_path(uri)
     return uri if path is None else str(Path(path).resolve())

@@ -8,7 +8,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ import ray.data
 import ray.train
 import ray.train.torch
 
-from cola_dist import storage
+from cola_dist import runtime, storage
 from cola_dist.config import RunConfig
 from cola_dist.data import stream
+from cola_dist.data.latents import ENCODER_CPUS
 from cola_dist.data.stream import Batch, ClipReader, StreamPlan
 from cola_dist.errors import UserError
-from cola_dist.settings import to_yaml
 from cola_dist.train.board import create_board
+from cola_dist.train.encoding import EncoderFactory
+from cola_dist.train.hardware import compute_clock
+from cola_dist.train.job import write_config
 from cola_dist.train.loop import plan_stream
 from cola_dist.train.progress import ProgressView
 from cola_dist.train.session import deliver_waiting, run_worker
@@ -49,6 +53,10 @@ class RayWorker:
         shard = ray.train.get_dataset_shard("clips")
         return stream.batches(shard, plan, self.rank, reader.config.steps_per_read * reader.config.prefetch_reads)
 
+    def clock(self) -> float:
+        """`hardware.compute_clock` of the device."""
+        return compute_clock(self.device)
+
     def report(self, progress: Mapping[str, Any]) -> bool:
         """Post progress a few times a second; the answer to an earlier post says whether to stop. Readers hear of each read's first step."""
         now = time.monotonic()
@@ -61,76 +69,134 @@ class RayWorker:
         return self._stop
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands among others of the same cluster."""
+
+    cpus: float | None = None
+    """CPUs that its workers and readers may take together; none = all of the cluster's, which may grow."""
+    board: str = ""
+    """A name under which others in the job find its board; empty = none."""
+    parent: str | None = None
+    """Identity of the MLflow run that it is a trial of."""
+
+
 def launch(config: RunConfig, run_uri: str, debug: bool = False) -> dict[str, Any]:
     """Train ``config`` in the folder ``run_uri`` (continuing what is there) and return the result that rank 0 wrote.
 
     Raises ``UserError`` for what the user must mend, and whatever ended the run otherwise. SIGTERM and Ctrl-C make the run write a
     checkpoint and end as ``interrupted``.
     """
-    storage.write_bytes(storage.join(run_uri, "config.yaml"), to_yaml(config).encode())
-    reader = stream.open_reader(config.data, config.train.seed)
-    _connect(config, debug)
-    board = create_board(config.train.workers)
-    outcome = _Fit(_trainer(config, run_uri, board, reader))
-    with _Interrupt(board), ProgressView(config) as view:
-        while outcome.running():
-            view.update(ray.get(board.progress.remote()))
-            outcome.join(0.5)
-    refused = ray.get(board.user_error.remote())
-    if refused:
-        raise UserError(refused)
-    outcome.raise_error()
+    reader = prepare(config, run_uri)
+    connect(config, debug)
+    training = Training(config, run_uri, reader, Place())
+    with Interrupt(training.ask_to_stop), ProgressView(config) as view:
+        while training.running(0.5):
+            view.update(training.progress())
+    result = training.result()
     deliver_waiting(config)
-    result: dict[str, Any] = json.loads(storage.read_bytes(storage.join(run_uri, "result.json")))
     return result
 
 
-def _connect(config: RunConfig, debug: bool) -> None:
-    """Join the cluster that ``RAY_ADDRESS`` names (``ray job submit`` sets it), or start one in this machine for this run."""
+class Training:
+    """A run under Ray Train that goes on beside the caller, in a process that has joined a cluster."""
+
+    def __init__(self, config: RunConfig, run_uri: str, reader: ClipReader, place: Place) -> None:
+        """Begin to train ``config`` in ``run_uri``, or continue what is there, on what ``reader`` reads."""
+        self._run_uri = run_uri
+        self._board = create_board(config.train.workers, place.board)
+        self._fit = _Fit(_trainer(config, run_uri, self._board, reader, place))
+
+    def running(self, seconds: float) -> bool:
+        """Whether the run still goes on after ``seconds``; returns as soon as it has ended."""
+        self._fit.join(seconds)
+        return self._fit.running()
+
+    def progress(self) -> dict[str, Any]:
+        """The newest progress; empty until the first step is done."""
+        progress: dict[str, Any] = ray.get(self._board.progress.remote())
+        return progress
+
+    def ask_to_stop(self) -> None:
+        """Have the run write a checkpoint and end as ``interrupted``."""
+        self._board.ask_to_stop.remote()
+
+    def result(self) -> dict[str, Any]:
+        """What rank 0 wrote at the end. Raises ``UserError`` for what the user must mend, and whatever ended the run otherwise."""
+        refused = ray.get(self._board.user_error.remote())
+        if refused:
+            raise UserError(refused)
+        self._fit.raise_error()
+        result: dict[str, Any] = json.loads(storage.read_bytes(storage.join(self._run_uri, "result.json")))
+        return result
+
+
+def prepare(config: RunConfig, run_uri: str) -> ClipReader:
+    """Write the run's configuration and open its data, before anything is started. Raises ``UserError`` for what the user must mend."""
+    write_config(config, run_uri)
+    if config.data.latents_cache:
+        storage.exists(config.data.latents_cache)  # an address that leads nowhere is refused now; in the actors it would be a warning
+    return stream.open_reader(config.data, config.train.seed, "train", config.optim.global_batch)
+
+
+def demand(config: RunConfig) -> tuple[float, int]:
+    """CPUs and GPUs without which a run does not get on: its workers, a reader, its encoders."""
     train = config.train
-    needed = train.workers * train.cpus_per_worker + _READERS_AT_LEAST * config.data.reader_cpus
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=debug)
-    else:
-        cpus = max(os.cpu_count() or 1, int(-(-needed // 1)))
-        # Nobody reads a cluster's metrics that lives for one run and has no dashboard; its ten processes collect them every second.
-        os.environ.setdefault("RAY_enable_metrics_collection", "false")
-        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=debug, logging_level="INFO" if debug else "ERROR")
+    encoders = config.data.latent_workers if config.data.latents else 0
+    cpus = train.workers * train.cpus_per_worker + _READERS_AT_LEAST * config.data.reader_cpus + encoders * ENCODER_CPUS
+    return cpus, train.workers + encoders if train.gpus else 0
+
+
+def connect(config: RunConfig, debug: bool, times: int = 1) -> None:
+    """Join a cluster, or start one, in which ``times`` runs such as ``config`` fit at once. Raises ``UserError`` where they do not."""
+    train, (cpus, gpus) = config.train, demand(config)
+    runtime.connect(times * cpus, debug)
     have = ray.cluster_resources()
-    if have.get("CPU", 0) < needed:
+    encoders = config.data.latent_workers if config.data.latents else 0
+    runs, each = (f"{times} such runs at once need", " per run") if times > 1 else ("this run needs", "")
+    if have.get("CPU", 0) < times * cpus:
         raise UserError(
-            f"the cluster has {have.get('CPU', 0):g} CPUs, this run needs {needed:g} ({train.workers} workers of {train.cpus_per_worker:g} "
-            f"and a reader of {config.data.reader_cpus:g}): add nodes, or lower train.workers, train.cpus_per_worker or data.reader_cpus"
+            f"the cluster has {have.get('CPU', 0):g} CPUs, {runs} {times * cpus:g} ({train.workers} workers of {train.cpus_per_worker:g}, "
+            f"a reader of {config.data.reader_cpus:g} and {encoders} encoders of {ENCODER_CPUS:g} each{each}): "
+            "add nodes, or lower train.workers, train.cpus_per_worker, data.reader_cpus or data.latent_workers"
         )
-    if train.gpus and have.get("GPU", 0) < train.workers:
+    if have.get("GPU", 0) < times * gpus:
         raise UserError(
-            f"the cluster has {have.get('GPU', 0):g} GPUs, this run needs {train.workers}: add nodes, lower train.workers or set --train.gpus False"
+            f"the cluster has {have.get('GPU', 0):g} GPUs, {runs} {times * gpus} ({train.workers} workers and {encoders} "
+            f"encoders{each}): add nodes, lower train.workers or data.latent_workers, or set --train.gpus False"
         )
 
 
-def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader) -> ray.train.torch.TorchTrainer:
+def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, place: Place) -> ray.train.torch.TorchTrainer:
     train = config.train
 
     def train_worker() -> None:
         if ray.get(board.user_error.remote()):
             return
+        storage.trust_endpoints()
         try:
-            run_worker(config, run_uri, RayWorker(board, config.data.steps_per_read))
+            run_worker(config, run_uri, RayWorker(board, config.data.steps_per_read), place.parent)
         except UserError as error:
             ray.get(board.refuse.remote(str(error)))
             raise
 
+    # A reader keeps a whole core busy, whatever it reserves.
+    cpus = ray.cluster_resources().get("CPU", 0) if place.cpus is None else place.cpus
+    free = cpus - train.workers * train.cpus_per_worker
+    readers = max(1, int(free / max(1.0, config.data.reader_cpus)))
+
     def clips() -> ray.data.Dataset:
         # Ray Train calls this when it starts a worker group: after a failure the stream begins where the newest checkpoint stands.
-        return stream.dataset(reader, plan_stream(config, run_uri), lambda step: ray.get(board.reached.remote(step)))
+        plan, factory = plan_stream(config, run_uri), EncoderFactory(train.gpus)
+        return stream.dataset(reader, plan, lambda step: ray.get(board.reached.remote(step)), factory, train.gpus, readers)
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     # Reading a task's memory map every second costs more than reading its clips; what it finds is used for a statistic alone.
     context.memory_usage_poll_interval_s = None
-    options = ray.data.ExecutionOptions(preserve_order=True)
+    # Readers that took more than the run's share would hold what the workers of the next run wait for.
+    limits = None if place.cpus is None else ray.data.ExecutionResources(cpu=free)
+    options = ray.data.ExecutionOptions(preserve_order=True, resource_limits=limits)
     gpu = {"GPU": 1.0} if train.gpus else {}
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     return ray.train.torch.TorchTrainer(
@@ -142,7 +208,7 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader) ->
         datasets={"clips": clips},
         dataset_config=ray.train.DataConfig(execution_options=options),
         run_config=ray.train.RunConfig(
-            name=run_uri.rstrip("/").rsplit("/", 1)[-1],
+            name=storage.name(run_uri),
             # Ray Train keeps only its own bookkeeping there: checkpoints and results are ours.
             storage_path=str(Path(tempfile.gettempdir()) / "cola-dist" / "ray-train"),
             failure_config=ray.train.FailureConfig(max_failures=train.max_restarts),
@@ -175,11 +241,11 @@ class _Fit:
             raise self._error
 
 
-class _Interrupt:
-    """While entered, SIGTERM and SIGINT ask the run to write a checkpoint and end; a third one ends the process at once."""
+class Interrupt:
+    """While entered, SIGTERM and SIGINT call ``ask`` to bring the work to its end; a third one ends the process at once."""
 
-    def __init__(self, board: Any) -> None:
-        self._board = board
+    def __init__(self, ask: Callable[[], None]) -> None:
+        self._ask = ask
         self._count = 0
         self._before: dict[int, Any] = {}
 
@@ -195,4 +261,4 @@ class _Interrupt:
         self._count += 1
         if self._count >= 3:
             raise SystemExit(1)
-        self._board.ask_to_stop.remote()
+        self._ask()

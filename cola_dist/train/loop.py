@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 import time
 from collections import deque
@@ -12,21 +13,26 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from cola_dist.config import RunConfig
 from cola_dist.data.stream import Batch, ClipReader, StreamPlan, open_reader
-from cola_dist.methods import Clips, Phase, phases
+from cola_dist.errors import UserError
+from cola_dist.methods import Phase, Span, phases
 from cola_dist.tracking import RunTracker
 from cola_dist.train import hardware
-from cola_dist.train.checkpoint import Checkpoint, CheckpointWriter, latest
+from cola_dist.train.checkpoint import Checkpoint, CheckpointWriter, latest, read_position
 from cola_dist.train.engine import Engine, StepResult
-from cola_dist.train.observer import Evaluation, Observer, code_histogram, to_clips
+from cola_dist.train.looks import look_of, track, write_look
+from cola_dist.train.observer import Observer, to_clips
 from cola_dist.train.rates import learning_rates
 from cola_dist.train.stage import Stage
+from cola_dist.train.steering import Steering
 from cola_dist.train.tally import Tally
 from cola_dist.train.trace import DIGEST_MODULUS, Trace, TraceLine, digest
 from cola_dist.train.worker import Worker
+
+_WARM_STEPS = 10
+"""Steps of a phase that are left out of its data stall: readers are still starting."""
 
 
 @dataclass
@@ -45,7 +51,7 @@ class Outcome:
 def plan_stream(config: RunConfig, run_uri: str) -> StreamPlan:
     """What is still to be streamed: from the newest checkpoint's position to the end of the last phase."""
     uri = latest(run_uri)
-    first = Checkpoint(uri).position.step if uri else 0
+    first = read_position(uri).step if uri else 0
     return StreamPlan(first, sum(phase.steps for phase in phases(config)), config.optim.global_batch, config.train.workers)
 
 
@@ -56,77 +62,85 @@ class Loop:
         """Opens data and the newest checkpoint. Raises ``UserError`` for what does not fit together."""
         hardware.prepare(config.train, worker.device)
         self.config, self.run_uri, self.worker, self.tracker = config, run_uri, worker, tracker
-        self.phases = phases(config)
-        self.reader: ClipReader = open_reader(config.data, config.train.seed)
+        self.steering = Steering(config)
+        self.reader: ClipReader = open_reader(config.data, config.train.seed, "train", config.optim.global_batch)
         self.observer = Observer(config, worker.rank, worker.world, worker.device)
-        self.stage = Stage(config, worker.device, self.reader.order.hash)
+        self.stage = Stage(config, worker.device, self.reader.order)
         self.writer = CheckpointWriter(run_uri, worker.rank, worker.world, attempt, config.train.keep_checkpoints)
         self.trace = Trace(run_uri)
         self.tally = Tally(self.reader, config.data.max_bad_share)
         self._control = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else dist.group.WORLD
         self._durations: deque[float] = deque(maxlen=2000)
+        self._waits: deque[float] = deque(maxlen=2000)
         self._nonfinite = 0
+        self._coming: Batch | None = None
+        self._waited = 0.0
+        self._spent = 0.0
+        self._unreadable = ""
         self._asked_to_stop = False
         self._stop = False
         self._shown: dict[str, Any] = {}
         self.step = 0
-        self.record: dict[str, Any] = {"hashes": {}, "evaluations": {}, "step_seconds": {}, "peak_memory": {}}
+        self.record: dict[str, Any] = {"hashes": {}, "evaluations": {}, "step_seconds": {}, "data_stall_percent": {}, "peak_memory": {}}
         self.checkpoint_uri = latest(run_uri) or ""
 
     def run(self) -> Outcome:
         """Train to the end of the last phase, or until interrupted or broken; always leaves a checkpoint."""
-        plan = StreamPlan(self._resume_step(), sum(p.steps for p in self.phases), self.config.optim.global_batch, self.worker.world)
+        self._resume()
+        plan = StreamPlan(self.step, self.steering.planned_steps, self.config.optim.global_batch, self.worker.world)
         batches = self.worker.batches(self.reader, plan)
-        end, error = 0, ""
         began, first_step = time.perf_counter(), self.step
-        for phase in self.phases:
-            end += phase.steps
-            if self.step >= end:
-                continue
-            error = self._run_phase(phase, end, batches)
-            if error or self._stop:
-                break
-        status = "failed" if error else "finished" if self.step == end and self.step == plan.last_step else "interrupted"
+        self._fetch(batches)
+        error = self._data_error(self._unreadable)
+        while not error and not self._stop and (span := self.steering.due(self.step)):
+            error = self._run_phase(span, batches)
+        status = "failed" if error else "interrupted" if self.steering.due(self.step) else "finished"
         clips = (self.step - first_step) * self.config.optim.global_batch
         return Outcome(status, self.step, self.checkpoint_uri, self.record, clips / (time.perf_counter() - began), error)
 
-    def _resume_step(self) -> int:
+    def _resume(self) -> None:
         if self.checkpoint_uri:
             position = Checkpoint(self.checkpoint_uri).position
-            self.step, self.record = position.step, dict(position.record)
-        return self.step
+            self.step, self.record = position.step, self.record | dict(position.record)
+            self.steering.restore(self.record["steering"], self.step)
 
-    def _run_phase(self, phase: Phase, end: int, batches: Iterator[Batch]) -> str:
+    def _run_phase(self, span: Span, batches: Iterator[Batch]) -> str:
         """Returns an error that ends the run, or nothing. On return the phase's last checkpoint is committed."""
+        phase = span.phase
         engine = self.stage.open(phase, self.checkpoint_uri)
         self._durations.clear()
+        self._waits.clear()
         hardware.reset_peak_memory(self.worker.device)
         # A phase that is resumed has begun before: what it began with stands in the checkpoint's record.
         self.record["hashes"].setdefault(f"{phase.name}_start", self.stage.hashes())
         if self.step == 0:
-            self._evaluate(name="start")
-        error = ""
-        while self.step < end and not error and not self._stop:
+            self._look(phase, "start")
+        error, over = "", False
+        while not over and not error and not self._stop:
             error = self._one_step(engine, phase, batches)
-            last = self.step == end
-            if self.step % self.config.diagnostics.every == 0 or last:
-                self._evaluate(name=f"{phase.name}_end" if last else "")
-            if last:
+            due = self.steering.due(self.step)
+            over = due is None or due.phase != phase
+            if over or self.step % self.config.diagnostics.every == 0:
+                over = self._look(phase, f"{phase.name}_end" if over else "") or over
+            if over:
                 self._close_record(phase)
-            if last or error or self._stop or self.step % self.config.train.checkpoint_every == 0:
+            if over or error or self._stop or self.step % self.config.train.checkpoint_every == 0:
                 self._save(phase)
         self._commit()
         self.stage.close()
         return error
 
     def _one_step(self, engine: Engine, phase: Phase, batches: Iterator[Batch]) -> str:
-        began = time.perf_counter()
-        batch = next(batches)
-        waited = time.perf_counter() - began
+        began, batch, waited = time.perf_counter(), self._coming, self._waited
+        assert batch is not None, "the plan has a batch for every step"
         clips = to_clips(batch)
-        rates = learning_rates(self.step, self.phases, self.config.optim)
-        result = engine.step(_micro_batches(clips, engine.micro_batch), self.step, rates)
-        loss, ids = self._agree(result, batch)
+        rates = learning_rates(self.step, self.steering.course.spans, self.config.optim)
+        spent = self.worker.clock()
+        result = engine.step(clips.split(engine.micro_batch), self.step, rates)
+        self._spent = self.worker.clock() - spent
+        # Now rather than before the next step: if a rank finds that its clips are gone, all can still write a checkpoint together.
+        self._fetch(batches)
+        loss, ids, unreadable = self._agree(result, batch)
         self.stage.after_step(result.applied)
         self.tally.add(batch, waited, result.metrics)
         if self.worker.rank == 0:
@@ -134,6 +148,7 @@ class Loop:
         self._nonfinite = 0 if result.applied else self._nonfinite + 1
         self.step += 1
         self._durations.append(time.perf_counter() - began)
+        self._waits.append(waited)
         self._show(phase, loss)
         if self.step % self.config.tracking.log_every == 0:
             self._log(result, rates)
@@ -142,14 +157,31 @@ class Loop:
                 f"the loss or its gradient was not finite for {self._nonfinite} steps in a row, last at step {self.step - 1}: "
                 "lower the learning rate or look at the clips of these steps"
             )
-        return ""
+        return self._data_error(self._unreadable) if unreadable else ""
 
-    def _agree(self, result: StepResult, batch: Batch) -> tuple[float, int]:
-        """Mean loss and sample digest of the global batch, and whether any rank was asked to stop: one small sum over ranks."""
-        word = torch.tensor([float(result.metrics["loss"]), float(digest(batch.sample)), float(self._asked_to_stop)], dtype=torch.float64)
+    def _fetch(self, batches: Iterator[Batch]) -> None:
+        """Wait for the next step's clips. That they cannot be read is kept for ``_data_error``."""
+        began = time.perf_counter()
+        try:
+            self._coming = next(batches, None)
+        except (UserError, OSError) as error:
+            self._unreadable = str(error)
+        self._waited = time.perf_counter() - began
+
+    def _data_error(self, own: str) -> str:
+        """The first rank's reason for having no clips; empty when all have theirs. Collective."""
+        reasons: list[str] = [""] * self.worker.world
+        dist.all_gather_object(reasons, own, group=self._control)
+        return next(filter(None, reasons), "")
+
+    def _agree(self, result: StepResult, batch: Batch) -> tuple[float, int, bool]:
+        """Of the global batch: mean loss, sample digest, and whether any rank lacks clips; and whether one was asked to stop. One small sum."""
+        signs = [float(self._asked_to_stop), float(bool(self._unreadable))]
+        word = torch.tensor([float(result.metrics["loss"]), float(digest(batch.sample)), *signs, self._spent], dtype=torch.float64)
         dist.all_reduce(word, group=self._control)
         self._stop = bool(word[2] > 0)
-        return float(word[0]) / self.worker.world, int(word[1]) % DIGEST_MODULUS
+        self.steering.spent_seconds += float(word[4])
+        return float(word[0]) / self.worker.world, int(word[1]) % DIGEST_MODULUS, bool(word[3] > 0)
 
     def _show(self, phase: Phase, loss: float) -> None:
         """Rank 0 shows progress and learns of an interrupt; the next step's sum tells the others."""
@@ -161,6 +193,11 @@ class Loop:
     def _log(self, result: StepResult, rates: Mapping[str, float]) -> None:
         metrics = self.tally.reduce()
         if self.worker.rank == 0:
+            order = self.reader.order
+            for index, (source, seen) in enumerate(
+                zip(order.sources, order.drawn(self.step * self.config.optim.global_batch), strict=True)
+            ):
+                metrics |= {f"clips_seen/{source.name}": float(seen), f"epochs/{source.name}": seen / order.windows(index)}
             metrics |= {f"lr/{role}": rate for role, rate in rates.items()}
             metrics |= {
                 "grad_norm": result.grad_norm,
@@ -170,41 +207,53 @@ class Loop:
             self.tracker.log_metrics({f"train/{k}": v for k, v in metrics.items()}, self.step)
         self.tally.check()
 
-    def _evaluate(self, name: str) -> None:
-        """Look at the held-out set; a named look is kept for the final report and comes with a probe. Collective."""
+    def _look(self, phase: Phase, name: str) -> bool:
+        """Look at the held-out set and hear the rules; returns whether they ended the phase. Collective.
+
+        A look with a name, and one at which a rule ends the phase, is kept for the final report and measures more.
+        """
         method = self.stage.plain_method()
-        evaluation = self.observer.evaluate(method)
+        evaluation = self.observer.evaluate(method, self.step, phase.objective == "flow", named=bool(name))
+        self.steering.looks.append(look_of(self.step, phase.name, evaluation))
+        over = not name and self._rule(phase)
+        if over:
+            name = f"{phase.name}_end"
+            evaluation = self.observer.evaluate(method, self.step, phase.objective == "flow", named=True)
         if name:
-            probed = self.observer.probe(method) if self.worker.rank == 0 else {}
-            evaluation.indicators.update(probed)
             self.record["evaluations"][name] = evaluation.indicators | {"verdict": evaluation.verdict}
-        video_due = name.endswith("_end") or self.step % self.config.diagnostics.video_every == 0
         if self.worker.rank == 0:
-            self._track(evaluation, self.observer.video(method) if video_due else None)
+            video_due = name.endswith("_end") or self.step % self.config.diagnostics.video_every == 0
+            video = self.observer.video(method) if video_due else None
+            track(self.tracker, self.step, evaluation, video)
+            about = {"phase": phase.name, "name": name, "spent_seconds": self.steering.spent_seconds}
+            write_look(self.run_uri, self.step, about, evaluation, video)
         shown = {k: evaluation.indicators[k] for k in ("perplexity", "sensitivity_gap") if k in evaluation.indicators}
         self._shown = shown | {"verdict": evaluation.verdict, "verdict_at": self.step}
         dist.barrier(group=self._control)
+        return over
 
-    def _track(self, evaluation: Evaluation, video: bytes | None) -> None:
-        verdicts = {"healthy": 0.0, "at risk": 1.0, "collapsed": 2.0}
-        metrics = {f"heldout/{k}": v for k, v in evaluation.indicators.items()}
-        if evaluation.verdict:
-            metrics["heldout/verdict"] = verdicts[evaluation.verdict]
-            self.tracker.set_tags({"verdict": evaluation.verdict})
-        self.tracker.log_metrics(metrics, self.step)
-        figure = code_histogram(evaluation.sums, self.step)
-        if figure is not None:
-            self.tracker.log_figure(figure, f"codes/step-{self.step:08d}.png")
-        if video is not None:
-            self.tracker.log_file(video, f"rollouts/step-{self.step:08d}.mp4")
+    def _rule(self, phase: Phase) -> bool:
+        """Rank 0's ruling on the newest look, obeyed by all; returns whether the phase is over. Collective."""
+        ruled = [self.steering.decide(phase, self.step) if self.worker.rank == 0 else None]
+        dist.broadcast_object_list(ruled, src=0, group=self._control)
+        if ruled[0] is None:
+            return False
+        over = self.steering.obey(ruled[0])
+        if self.worker.rank == 0:
+            self.tracker.log_text(json.dumps(self.steering.state()["rulings"], indent=1), "rulings.json")
+        return over
 
     def _close_record(self, phase: Phase) -> None:
         self.record["hashes"][f"{phase.name}_end"] = self.stage.hashes()
         if self._durations:
             self.record["step_seconds"][phase.name] = statistics.median(self._durations)
+            warm = min(_WARM_STEPS, len(self._durations) - 1)
+            waits, steps = (sum(itertools.islice(times, warm, None)) for times in (self._waits, self._durations))
+            self.record["data_stall_percent"][phase.name] = 100 * waits / steps
         self.record["peak_memory"][phase.name] = hardware.peak_memory_bytes(self.worker.device)
 
     def _save(self, phase: Phase) -> None:
+        self.record["steering"] = self.steering.state()
         if self.worker.rank == 0:
             self.trace.flush()
         self.checkpoint_uri = self.stage.save(self.writer, self.step, phase, self.record)
@@ -213,8 +262,3 @@ class Loop:
         """Wait until the checkpoint being written is whole, on every rank."""
         self.writer.wait()
         dist.barrier(group=self._control)
-
-
-def _micro_batches(clips: Clips, size: int) -> list[Clips]:
-    parts: list[tuple[Tensor, ...]] = list(zip(clips.video.split(size), clips.position.split(size), clips.source.split(size), strict=True))
-    return [Clips(*part) for part in parts]

@@ -1,11 +1,9 @@
-"""What is looked at while a run trains: indicators on held-out clips, pictures, videos, and the probe at the end of a phase."""
+"""What is looked at while a run trains: indicators on held-out clips, pictures, videos, and at the end of a phase probe and rollouts."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,30 +12,37 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cola_dist.config import RunConfig
-from cola_dist.data.decode import CorruptClip, encode_mp4
-from cola_dist.data.shards import CorruptMember, read_member
-from cola_dist.data.stream import Batch, ClipReader, open_reader
+from cola_dist.data.decode import encode_mp4
+from cola_dist.data.stream import Batch, open_reader
 from cola_dist.diagnostics import Monitor
-from cola_dist.evaluation import probe, rollout
+from cola_dist.diagnostics.alignment import gradient_agreement
+from cola_dist.evaluation import rollout
 from cola_dist.methods import Clips, Method
 from cola_dist.methods.cotrain import CoTrain
+from cola_dist.train.hardware import computes_bf16
+from cola_dist.train.known_actions import probe_actions
+from cola_dist.train.reference import Reference
 
 _VIDEO_FPS = 5.0
 
 
 def to_clips(batch: Batch) -> Clips:
     """A batch as tensors; copied, because Ray's arrays are read-only views of shared memory."""
-    return Clips(torch.tensor(batch.video), torch.tensor(batch.position), torch.tensor(batch.source))
+    latents = None if batch.latents is None else torch.tensor(batch.latents)
+    return Clips(torch.tensor(batch.video), torch.tensor(batch.position), torch.tensor(batch.source), latents)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One look at the held-out set."""
+    """One look at the held-out set. What only rank 0 measures, the other ranks do not have."""
 
     indicators: dict[str, float]
     verdict: str
-    """``healthy``, ``at risk`` or ``collapsed``; empty for a method without latent actions."""
+    """``healthy``, ``at risk`` or ``collapsed``; empty before any training and for a method without latent actions."""
     sums: dict[str, Tensor]
+    clips: dict[str, list[float]] = field(default_factory=dict)
+    """Of looks with a name: per held-out clip its ``position``, and its flow losses with its ``own``, a ``shuffled`` and the ``null`` action and of
+    a repeated context frame, ``copy``."""
 
 
 class Observer:
@@ -45,7 +50,7 @@ class Observer:
 
     def __init__(self, config: RunConfig, rank: int, world: int, device: torch.device) -> None:
         """Reads and decodes this rank's share of the held-out clips. Raises ``UserError`` if a source has none long enough."""
-        self.config, self.rank, self.device = config, rank, device
+        self.config, self.rank, self.world, self.device = config, rank, world, device
         reader = open_reader(config.data, config.train.seed, "heldout")
         size = config.diagnostics.batch
         starts = range(rank * size, config.diagnostics.clips, world * size)
@@ -55,97 +60,84 @@ class Observer:
         if not self._batches:
             self._batches = [to_clips(reader.read_many(range(size)))]
         self._monitor = Monitor(config.diagnostics, config.lam.bottleneck.codes)
+        self._reference: Reference | None = None
+        if rank == 0 and config.method == "cotrain" and config.diagnostics.alignment_clips:
+            self._reference = Reference(config, reader, computes_bf16(config.train.precision, device), device)
 
-    def evaluate(self, method: Method) -> Evaluation:
-        """Indicators over all ranks' held-out clips. Collective."""
+    def evaluate(self, method: Method, step: int, asks_generator: bool, named: bool) -> Evaluation:
+        """Indicators over all ranks' held-out clips. Collective.
+
+        The conditioning starts at zero, so that every run would count as collapsed at first: at ``step`` 0 there is no verdict, and until
+        ``diagnostics.grace_steps`` it is at worst ``at risk``. Where the phase does not ask the generator, the verdict leaves its sensitivity out.
+        ``named`` looks, at a phase's end, also measure probe, rollouts and each clip's losses.
+        """
         method.eval()
-        sums: dict[str, Tensor] = {}
-        for clips in self._batches:
-            for name, value in method.evaluate(clips.to(self.device)).items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value * self._weight
-        method.train()
-        flat = torch.cat([value.double().flatten() for value in sums.values()])
-        dist.all_reduce(flat)
-        parts = flat.split([value.numel() for value in sums.values()])
-        total = {name: part.view(value.shape).cpu() for (name, value), part in zip(sums.items(), parts, strict=True)}
+        total = self._sums(method)
         indicators = self._monitor.indicators(total)
-        verdict = self._monitor.verdict(indicators) if "perplexity" in indicators else ""
-        return Evaluation(indicators, verdict, total)
+        verdict = self._monitor.verdict(indicators, asks_generator) if "effective_rank" in indicators else ""
+        if step == 0:
+            verdict = ""
+        elif verdict == "collapsed" and step < self.config.diagnostics.grace_steps:
+            verdict = "at risk"
+        clips: dict[str, list[float]] = {}
+        if isinstance(method, CoTrain):
+            if named:
+                clips = self._clip_losses(method)
+            if self.rank == 0:
+                indicators |= self._compare(method, asks_generator)
+                indicators |= self._final(method) if named else {}
+        method.train()
+        return Evaluation(indicators, verdict, total, clips)
 
     def video(self, method: Method) -> bytes | None:
         """mp4 of the first held-out clips: truth | rollout with own actions | with another clip's. None where nothing can be rolled out."""
         count = self.config.diagnostics.video_clips
         if count < 2 or not isinstance(method, CoTrain):
             return None
-        first = self._batches[0].to(self.device)
-        clips = Clips(first.video[:count], first.position[:count], first.source[:count])
-        frames = rollout.grid(rollout.rollouts(method, clips)).numpy().transpose(0, 2, 3, 1)
+        frames = rollout.grid(rollout.rollouts(method, self._first(count))).numpy().transpose(0, 2, 3, 1)
         even = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
         return encode_mp4(np.ascontiguousarray(even), _VIDEO_FPS)
 
-    def probe(self, method: Method) -> dict[str, float]:
-        """R2 of ridge maps from codes to the true actions of held-out episodes, with its controls; empty without a source that has actions.
+    def _sums(self, method: Method) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = {}
+        for clips in self._batches:
+            for name, value in method.evaluate(clips.to(self.device)).items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value * self._weight
+        flat = torch.cat([value.double().flatten() for value in sums.values()])
+        dist.all_reduce(flat)
+        parts = flat.split([value.numel() for value in sums.values()])
+        return {name: part.view(value.shape).cpu() for (name, value), part in zip(sums.items(), parts, strict=True)}
 
-        ``probe_r2`` is for the signed components (where to), ``probe_r2_size`` for the action's norm (how much).
-        """
-        if self.config.diagnostics.probe_clips == 0 or not isinstance(method, CoTrain):
-            return {}
-        videos, actions, episodes, heldout = [], [], [], []
-        for split in ("train", "heldout"):
-            reader = open_reader(self.config.data, self.config.train.seed, split)
-            for clip in _clips_with_actions(reader, self.config.diagnostics.probe_clips // 2):
-                videos.append(clip.video)
-                actions.append(clip.actions)
-                episodes += [clip.episode] * len(clip.actions)
-                heldout += [split == "heldout"] * len(clip.actions)
-        if not any(heldout) or all(heldout):
-            return {}
-        video = torch.tensor(np.stack(videos)).to(self.device)
-        features = {
-            "codes": probe.code_features(method.lam, video),
-            "random_idm": probe.code_features(probe.untrained_lam(self.config, video), video),
-            "frame_difference": probe.difference_features(video),
-        }
-        names = {episode: number for number, episode in enumerate(dict.fromkeys(episodes))}
-        numbers = torch.tensor([names[episode] for episode in episodes])
-        features = {name: rows.cpu() for name, rows in features.items()}
-        known = torch.tensor(np.concatenate(actions))
-        suffix = {"codes": "", "random_idm": "_random_idm", "frame_difference": "_frame_difference", "permuted": "_permuted"}
-        found: dict[str, float] = {}
-        for target, values in (("probe_r2", known), ("probe_r2_size", known.norm(dim=1, keepdim=True))):
-            scores = probe.probe_with_controls(features, values, numbers, torch.tensor(heldout), self.config.train.seed)
-            found |= {f"{target}{suffix[name]}": score.r2 for name, score in scores.items()}
-        return found
+    def _clip_losses(self, method: CoTrain) -> dict[str, list[float]]:
+        own = [torch.cat([c.position.double()[:, None], method.clip_losses(c.to(self.device)).double().cpu()], 1) for c in self._batches]
+        mine = torch.cat(own).tolist() if self._weight else []
+        ranks: list[list[list[float]]] = [[] for _ in range(self.world)]
+        dist.all_gather_object(ranks, mine)
+        rows = sorted(row for rank in ranks for row in rank)
+        return {name: [row[column] for row in rows] for column, name in enumerate(("position", "own", "shuffled", "null", "copy"))}
 
+    def _compare(self, method: CoTrain, asks_generator: bool) -> dict[str, float]:
+        """Alignment with the pretrained generator, and how the gradients of a held-out batch agree."""
+        figures = self._reference.compare(method) if self._reference is not None else {}
+        if not (self.config.diagnostics.gradients and asks_generator):
+            return figures
+        found = method.gradients(self._first(self.config.diagnostics.batch))
+        for name, gradient in found.items():
+            figures[f"gradient_norm/{name}"] = gradient_agreement(gradient, gradient)["gradient_norm/flow"]
+        if {"flow/lam", "bottleneck/lam"} <= found.keys():
+            agreement = gradient_agreement(found["flow/lam"], found["bottleneck/lam"])
+            figures |= {name: value for name, value in agreement.items() if name == "gradient_cosine"}
+        return figures
 
-@dataclass(frozen=True)
-class _KnownClip:
-    video: np.ndarray
-    actions: np.ndarray
-    episode: str
+    def _final(self, method: CoTrain) -> dict[str, float]:
+        figures = rollout.rollout_figures(rollout.rollouts(method, self._first(self.config.diagnostics.batch)))
+        if self.config.diagnostics.probe_clips:
+            figures |= probe_actions(self.config, method, self.device)
+        return figures
 
-
-def _clips_with_actions(reader: ClipReader, count: int) -> list[_KnownClip]:
-    """Up to ``count`` clips (uint8 [T, 3, H, W]) with their actions [T-1, A], uncropped, by the order of the split."""
-    known = [s for s, episodes in enumerate(reader.episodes) if any("actions.npy" in e.members for e in episodes)]
-    found: list[_KnownClip] = []
-    position = 0
-    while known and len(found) < count and position < 64 * count:
-        ref = reader.order.clip(position)
-        episode = reader.episodes[ref.source][ref.episode]
-        if ref.source in known and "actions.npy" in episode.members and ref.stride == 1:
-            # What cannot be read is left out here; training counts and reports it.
-            with contextlib.suppress(CorruptMember, CorruptClip):
-                clip = reader.decode(ref, crop=None)
-                rows = _load_actions(read_member(reader.folders[ref.source], episode, "actions.npy"))
-                found.append(_KnownClip(clip, rows[ref.start : ref.start + len(clip) - 1], f"{ref.source}/{episode.key}"))
-        position += 1
-    return found
-
-
-def _load_actions(data: bytes) -> np.ndarray:
-    rows: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
-    return rows.astype(np.float32)
+    def _first(self, count: int) -> Clips:
+        first = self._batches[0]
+        return Clips(first.video[:count], first.position[:count], first.source[:count]).to(self.device)
 
 
 def code_histogram(sums: Mapping[str, Tensor], step: int) -> Figure | None:

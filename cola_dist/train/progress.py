@@ -27,6 +27,14 @@ _ROWS = (
     ("flow_loss", "flow loss"),
     ("sensitivity_gap", "sensitivity gap (shuffled)"),
     ("sensitivity_gap_null", "sensitivity gap (null)"),
+    ("modulation_share", "share of modulation from actions"),
+    ("alignment/cka", "alignment with the pretrained generator (CKA)"),
+    ("alignment/cka/permuted", "  control: other episodes"),
+    ("alignment/cosine", "alignment, cosine after a ridge map"),
+    ("alignment/cosine/permuted", "  control: other episodes"),
+    ("gradient_cosine", "cosine of LAM's gradients, flow and bottleneck"),
+    ("rollout_psnr", "PSNR of rollouts (dB)"),
+    ("delta_psnr", "controllability, delta-PSNR (dB)"),
     ("verdict", "verdict"),
     ("probe_r2", "probe R2, signed action"),
     ("probe_r2_permuted", "  control: permuted labels"),
@@ -37,7 +45,7 @@ _ROWS = (
     ("probe_r2_size_random_idm", "  control: random IDM"),
     ("probe_r2_size_frame_difference", "  reference: frame differences"),
 )
-_COLUMNS = (("start", "start"), ("warmup_end", "after warm-up"), ("joint_end", "after joint"), ("pretrain_end", "after pretraining"))
+_KINDS = {"lam": "LAM alone", "warmup": "warm-up", "joint": "joint", "pretrain": "pretraining"}
 
 
 class ProgressView:
@@ -64,7 +72,8 @@ class ProgressView:
             return
         text = f"{progress['phase']} loss {progress['loss']:.4f}"
         if "perplexity" in progress:
-            text += f" perplexity {progress['perplexity']:.1f} gap {progress['sensitivity_gap']:.4f} {progress['verdict']}"
+            text += f" perplexity {progress['perplexity']:.1f} gap {progress['sensitivity_gap']:.4f}"
+            text += f" {progress['verdict']}" if progress["verdict"] else ""
         text += f" {progress['clips_per_s']:.0f} clips/s"
         self._bar.update(self._task, completed=progress["step"], description=text)
         if not self._console.is_terminal and time.monotonic() - self._last_line > _LINE_EVERY_S:
@@ -75,7 +84,7 @@ class ProgressView:
 def indicator_table(record: Mapping[str, Any]) -> Table:
     """The indicators at the phases' boundaries, a column each."""
     evaluations = record["evaluations"]
-    shown = [(key, title) for key, title in _COLUMNS if key in evaluations]
+    shown = [(key, _title(key)) for key in evaluations]
     table = Table(title="held-out indicators")
     table.add_column("")
     for _, title in shown:
@@ -85,3 +94,9 @@ def indicator_table(record: Mapping[str, Any]) -> Table:
         if any(value is not None and value != "" for value in values):
             table.add_row(label, *(f"{value:.4g}" if isinstance(value, float) else str(value or "") for value in values))
     return table
+
+
+def _title(look: str) -> str:
+    """``joint-2_end`` as "after joint 2"."""
+    kind, _, number = look.removesuffix("_end").partition("-")
+    return f"after {_KINDS[kind]} {number}".strip() if look.endswith("_end") else look

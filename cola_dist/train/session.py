@@ -13,31 +13,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from safetensors.torch import save as to_safetensors
 
 from cola_dist import storage, tracking
 from cola_dist.config import RunConfig
-from cola_dist.methods import Method, build_method
+from cola_dist.methods import build_method
 from cola_dist.settings import to_yaml
 from cola_dist.tracking import NullTracker, RunTracker, Tracker, run_id
 from cola_dist.train.checkpoint import Checkpoint
 from cola_dist.train.loop import Loop, Outcome
+from cola_dist.train.stage import load_tensors
 from cola_dist.train.worker import Worker
 
 _DELIVERY_S = 20.0
 _VERSIONS = ("torch", "ray", "deepspeed", "diffusers", "mlflow", "av")
 
 
-def run_worker(config: RunConfig, run_uri: str, worker: Worker) -> dict[str, Any]:
+def run_worker(config: RunConfig, run_uri: str, worker: Worker, parent: str | None = None) -> dict[str, Any]:
     """Train as one rank of an initialised process group. Rank 0 exports and writes ``RUN/result.json``; every rank returns the result.
 
-    Raises ``UserError`` for what the user must mend.
+    ``parent`` is the identity of the MLflow run that this one is a trial of. Raises ``UserError`` for what the user must mend.
     """
     attempt = [secrets.token_hex(4)]
     dist.broadcast_object_list(attempt, src=0)
-    tracker: RunTracker = _open_tracker(config, run_uri) if worker.rank == 0 else NullTracker()
+    tracker: RunTracker = open_tracker(config, run_uri, parent) if worker.rank == 0 else NullTracker()
     try:
         loop = Loop(config, run_uri, worker, tracker, attempt[0])
         if worker.rank == 0:
@@ -54,7 +54,7 @@ def run_worker(config: RunConfig, run_uri: str, worker: Worker) -> dict[str, Any
 def spool_folder(config: RunConfig, run_uri: str) -> Path:
     """Where metrics wait for MLflow: in the run's folder, or on this machine's disk when runs live in object storage."""
     local = storage.local_path(run_uri)
-    return (local if local is not None else Path(tempfile.gettempdir()) / "cola-dist" / run_uri.rsplit("/", 1)[-1]) / "tracking"
+    return (local if local is not None else Path(tempfile.gettempdir()) / "cola-dist" / storage.name(run_uri)) / "tracking"
 
 
 def deliver_waiting(config: RunConfig) -> None:
@@ -69,13 +69,15 @@ def tracking_uri(config: RunConfig) -> str:
     return config.tracking.uri or f"sqlite:///{storage.local_path(config.output)}/mlflow.db"
 
 
-def _open_tracker(config: RunConfig, run_uri: str) -> Tracker:
-    name = run_uri.rstrip("/").rsplit("/", 1)[-1]
+def open_tracker(config: RunConfig, run_uri: str, parent: str | None = None) -> Tracker:
+    """The tracker of the run (or sweep) in the folder ``run_uri``, whose name is its name and, within a parent, its identity."""
+    name = storage.name(run_uri)
+    identity = name if parent is None else f"{parent}/{name}"
     uri = tracking_uri(config)
     # A database holds no files, and MLflow would put them below whatever folder the job was started in.
     database = uri.removeprefix("sqlite:///")
     artifacts = str(Path(database).absolute().parent / "mlartifacts") if database != uri else None
-    return Tracker(spool_folder(config, run_uri), uri, config.tracking.experiment, name, artifacts, identity=name)
+    return Tracker(spool_folder(config, run_uri), uri, config.tracking.experiment, name, artifacts, identity, parent)
 
 
 def _track_origin(tracker: RunTracker, config: RunConfig, loop: Loop) -> None:
@@ -85,7 +87,7 @@ def _track_origin(tracker: RunTracker, config: RunConfig, loop: Loop) -> None:
     versions = {f"version.{name}": importlib.metadata.version(name) for name in _VERSIONS}
     data = {f"data.{folder.source}": folder.content_hash for folder in loop.reader.folders}
     pretrained = {"pretrained.world": loop.stage.pretrained_hash()}
-    tracker.set_tags({"git.commit": _commit(), "version.python": platform.python_version()} | versions | data | pretrained)
+    tracker.set_tags({"git.commit": commit(), "version.python": platform.python_version()} | versions | data | pretrained)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Mapping[str, str]:
@@ -95,7 +97,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Mapping[str, str]:
     return flat
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that the package was started from, or ``unknown``."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -106,7 +109,7 @@ def _commit() -> str:
 def _finish(config: RunConfig, run_uri: str, outcome: Outcome, tracker: RunTracker) -> dict[str, Any]:
     exported = export(config, outcome.checkpoint, run_uri) if outcome.status == "finished" else ""
     result = {
-        "run_id": run_uri.rstrip("/").rsplit("/", 1)[-1],
+        "run_id": storage.name(run_uri),
         "status": outcome.status,
         "error": outcome.error,
         "steps": outcome.step,
@@ -122,26 +125,24 @@ def _finish(config: RunConfig, run_uri: str, outcome: Outcome, tracker: RunTrack
 
 
 def export(config: RunConfig, checkpoint_uri: str, run_uri: str) -> str:
-    """Write the trained roles below ``RUN/export``: ``world`` (and ``world_ema``) for ``from_pretrained``, ``lam``. Returns the folder."""
+    """Write the roles below ``RUN/export``: ``world`` (and ``world_ema``) for ``from_pretrained``, ``lam``, ``conditioning``. Returns the folder.
+
+    What a role is made of besides trained weights is in it too: a code is its weight and the place it was put on.
+    """
     checkpoint = Checkpoint(checkpoint_uri)
     folder = storage.join(run_uri, "export")
     method = build_method(config, bf16=False)
     for role in method.roles():
-        _copy(method, checkpoint.weights(role))
+        load_tensors(method, checkpoint.weights(role))
+    load_tensors(method, checkpoint.buffers)
     method.world.save_pretrained(storage.join(folder, "world"))
-    if "lam" in method.roles():
-        weights = {name.removeprefix("lam."): p.detach().contiguous() for name, p in method.role_parameters("lam")}
-        storage.write_bytes(storage.join(folder, "lam", "model.safetensors"), to_safetensors(weights))
-        storage.write_bytes(storage.join(folder, "lam", "config.yaml"), to_yaml(config).encode())
+    for role in method.roles():
+        if role != "world":
+            weights = {name: tensor.detach().contiguous() for name, tensor in method.get_submodule(role).state_dict().items()}
+            storage.write_bytes(storage.join(folder, role, "model.safetensors"), to_safetensors(weights))
+            storage.write_bytes(storage.join(folder, role, "config.yaml"), to_yaml(config).encode())
     averaged = checkpoint.weights("world", "ema")
     if averaged:
-        _copy(method, averaged)
+        load_tensors(method, averaged)
         method.world.save_pretrained(storage.join(folder, "world_ema"))
     return folder
-
-
-def _copy(method: Method, weights: Mapping[str, torch.Tensor]) -> None:
-    own = dict(method.named_parameters())
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            own[name].copy_(tensor)

@@ -5,17 +5,20 @@ A phase change and a resume are the same thing: a new engine is built from the n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from cola_dist.config import RunConfig
+from cola_dist.data.order import Order
 from cola_dist.errors import UserError
 from cola_dist.methods import Method, Phase, build_method
 from cola_dist.train.checkpoint import Checkpoint, CheckpointWriter, Position, weights_hash
-from cola_dist.train.engine import MOMENTS, Engine
+from cola_dist.train.engine import MOMENTS, Engine, Fragment
 from cola_dist.train.hardware import computes_bf16
 
 _AVERAGED_ROLE = "world"
@@ -24,12 +27,14 @@ _AVERAGED_ROLE = "world"
 class Stage:
     """Builds the engine of each phase in turn and keeps what lives beside it: the averaged weights and the references to frozen roles."""
 
-    def __init__(self, config: RunConfig, device: torch.device, order_hash: str) -> None:
-        self.config, self.device, self.order_hash = config, device, order_hash
+    def __init__(self, config: RunConfig, device: torch.device, order: Order) -> None:
+        self.config, self.device, self._order = config, device, order
         self._bf16 = computes_bf16(config.train.precision, device)
         self._engine: Engine | None = None
         self._copy: Method | None = None
         self._ema: dict[str, Tensor] = {}
+        self._resting: list[Fragment] = []
+        self._rested_steps: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     @property
@@ -44,13 +49,14 @@ class Stage:
         method = build_method(self.config, self._bf16)
         self._shapes = {name: tuple(p.shape) for name, p in method.named_parameters()}
         if checkpoint is not None:
-            check_fit(checkpoint, self.config, method, self.order_hash)
+            check_fit(checkpoint, self.config, method, self._order_hash(checkpoint.position.step))
             for role in method.roles():
-                _load(method, checkpoint.weights(role))
-            _load(method, checkpoint.buffers)
+                load_tensors(method, checkpoint.weights(role))
+            load_tensors(method, checkpoint.buffers)
         engine = Engine(method, phase, self.config.optim, self.config.train, self.device)
         if checkpoint is not None:
             self._load_moments(engine, checkpoint)
+            self._rest(method, phase, checkpoint)
         self._engine = engine
         self._start_average(checkpoint)
         return engine
@@ -58,7 +64,7 @@ class Stage:
     def close(self) -> None:
         """Free the engine."""
         self.engine.close()
-        self._engine, self._copy, self._ema = None, None, {}
+        self._engine, self._copy, self._ema, self._resting = None, None, {}, []
 
     def plain_method(self) -> Method:
         """The method with whole, current weights on this rank, outside DeepSpeed's hooks. Collective at ZeRO stage 3."""
@@ -67,8 +73,8 @@ class Stage:
         if self._copy is None:
             self._copy = build_method(self.config, self._bf16).to(self.device)
         for role in self.engine.method.roles():
-            _load(self._copy, self.engine.full_weights(role))
-        _load(self._copy, dict(self.engine.method.named_buffers()))
+            load_tensors(self._copy, self.engine.full_weights(role))
+        load_tensors(self._copy, dict(self.engine.method.named_buffers()))
         return self._copy
 
     def hashes(self) -> dict[str, str]:
@@ -87,7 +93,7 @@ class Stage:
                     self._ema[fragment.name].lerp_(fragment.weight, 1 - self.config.optim.ema_decay)
 
     def save(self, writer: CheckpointWriter, step: int, phase: Phase, record: Mapping[str, Any]) -> str:
-        """Start writing a checkpoint. Frozen roles are saved as a reference and the hash of their weights."""
+        """Start writing a checkpoint. Roles that never trained are saved as a reference and the hash of their weights."""
         method = self.engine.method
         frozen = {
             role: {
@@ -95,10 +101,15 @@ class Stage:
                 "sha256": weights_hash(self.engine.full_weights(role)),
             }
             for role in method.roles()
-            if role not in phase.trains
+            if role not in phase.trains and role not in self._rested_steps
         }
-        position = Position(step, phase.name, self.config.recipe, self.order_hash, self.engine.adam_steps(), frozen, record)
-        return writer.save(position, self.engine.fragments, dict(method.named_buffers()), self._ema, self._shapes)
+        adam_steps = self._rested_steps | self.engine.adam_steps()
+        position = Position(step, phase.name, self.config.recipe, self._order_hash(step), adam_steps, frozen, record)
+        return writer.save(position, [*self.engine.fragments, *self._resting], dict(method.named_buffers()), self._ema, self._shapes)
+
+    def _order_hash(self, step: int) -> str:
+        """Identity of the clips before ``step``: what comes after may still be changed."""
+        return self._order.hash_until(step * self.config.optim.global_batch)
 
     def _load_moments(self, engine: Engine, checkpoint: Checkpoint) -> None:
         saved = set(checkpoint.position.adam_steps)
@@ -108,11 +119,26 @@ class Stage:
                     getattr(fragment, kind).copy_(checkpoint.read(kind, fragment.name, fragment.start, fragment.weight.numel()))
         engine.set_adam_steps(checkpoint.position.adam_steps)
 
+    def _rest(self, method: Method, phase: Phase, checkpoint: Checkpoint) -> None:
+        """Keep, of roles that trained before and are frozen now, this rank's share as the checkpoint has it: the next ones hold it too."""
+        adam_steps = checkpoint.position.adam_steps
+        self._rested_steps = {role: steps for role, steps in adam_steps.items() if role not in phase.trains}
+        self._resting = []
+        rank, world = dist.get_rank(), dist.get_world_size()
+        for role in self._rested_steps:
+            for name, _ in method.role_parameters(role):
+                shape = self._shapes[name]
+                size = math.prod(shape)
+                start, stop = size * rank // world, size * (rank + 1) // world
+                if start < stop:
+                    parts = (checkpoint.read(kind, name, start, stop - start) for kind in ("weight", *MOMENTS))
+                    self._resting.append(Fragment(role, name, start, shape, True, *parts))
+
     def _start_average(self, checkpoint: Checkpoint | None) -> None:
         if self.config.optim.ema_decay == 0:
             return
         saved = checkpoint.weights(_AVERAGED_ROLE, "ema") if checkpoint is not None else {}
-        for fragment in self.engine.fragments:
+        for fragment in (*self.engine.fragments, *self._resting):
             if fragment.role == _AVERAGED_ROLE:
                 whole = saved.get(fragment.name)
                 stop = fragment.start + fragment.weight.numel()
@@ -141,7 +167,7 @@ def check_fit(checkpoint: Checkpoint, config: RunConfig, method: Method, order_h
             raise UserError(f"{where} refers to the frozen {role} model {reference['uri']}, whose weights have changed: restore that model")
 
 
-def _load(method: Method, tensors: Mapping[str, Tensor]) -> None:
+def load_tensors(method: Method, tensors: Mapping[str, Tensor]) -> None:
     """Copy named parameters or buffers into a method that DeepSpeed has not taken over."""
     own = dict(method.named_parameters()) | dict(method.named_buffers())
     with torch.no_grad():

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from cola_dist.data.order import rank_positions
 from cola_dist.data.stream import Batch, ClipReader, StreamPlan
+from cola_dist.train.hardware import compute_clock
 
 
 class Worker(Protocol):
@@ -24,6 +25,9 @@ class Worker(Protocol):
 
     def batches(self, reader: ClipReader, plan: StreamPlan) -> Iterator[Batch]:
         """This rank's batch of each step of the plan."""
+
+    def clock(self) -> float:
+        """Seconds of which differences are accelerator time, read right before and after each step."""
 
     def report(self, progress: Mapping[str, Any]) -> bool:
         """Show progress to the user; returns whether the user asked to stop. Cheap enough for every step."""
@@ -46,6 +50,10 @@ class LocalWorker:
         """Read and decode in this process, step by step."""
         for step in range(plan.first_step, plan.last_step):
             yield reader.read_many(rank_positions(step, plan.global_batch, self.rank, self.world))
+
+    def clock(self) -> float:
+        """`hardware.compute_clock` of the device."""
+        return compute_clock(self.device)
 
     def report(self, progress: Mapping[str, Any]) -> bool:
         """Print a line at each evaluation."""

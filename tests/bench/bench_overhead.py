@@ -32,7 +32,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from cola_dist.config import RunConfig
-from cola_dist.methods import Clips, build_method, phases
+from cola_dist.methods import Clips, Course, build_method, phases
 from cola_dist.recipes import tiny
 from cola_dist.train import hardware
 from cola_dist.train.engine import Engine
@@ -65,7 +65,7 @@ def bare_rank(rank: int, config: RunConfig, phase_index: int, port: int, skipped
     seconds = []
     for step in range(phase.steps):
         began = time.perf_counter()
-        engine.step([pool[step % len(pool)]], first + step, learning_rates(first + step, phases(config), config.optim))
+        engine.step([pool[step % len(pool)]], first + step, learning_rates(first + step, Course(phases(config)).spans, config.optim))
         seconds.append(time.perf_counter() - began)
     dist.barrier()
     if rank == 0:

@@ -1,4 +1,4 @@
-"""The pack job as a user runs it: video files of any container, or a simulator, to a shard folder."""
+"""The pack job as a user runs it: every family, to and from object storage, stopped and started again, and past what kills its tasks."""
 
 from __future__ import annotations
 
@@ -6,29 +6,43 @@ import importlib.util
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+import ray
+import webdataset
+from ray import cloudpickle
 
-from cola_dist.data.decode import decode_clip
-from cola_dist.data.shards import lint, open_folder, read_member
-from cola_dist.data.sources.video import VideoFolder
-from cola_dist.errors import UserError
-from tests.data.test_lerobot import write_v3
-from tests.data.videos import encoded, moving_square, real_videos, rotated
+from cola_dist.data.decode import decode_clip, decode_episode
+from cola_dist.data.lint import lint
+from cola_dist.data.pack_tasks import pack_on_ray
+from cola_dist.data.packing import Packing, Report
+from cola_dist.data.shards import INDEX, PACKING, open_folder, read_member
+from cola_dist.data.sources import Item, SourceEpisode
+from tests.data.lerobot_files import write_v3
+from tests.data.robot_data import libero
+from tests.data.videos import encoded, moving_square, real_videos
 from tests.s3 import serve
 
 ROOT = Path(__file__).parents[2]
 
 
+def command(*args: str) -> list[str]:
+    return [sys.executable, str(ROOT / "jobs" / "pack.py"), *args]
+
+
 def pack(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "jobs" / "pack.py"), *args]
     env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
+    return subprocess.run(command(*args), capture_output=True, text=True, env=env, timeout=300, check=False)
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -48,123 +62,179 @@ def folder(tmp_path: Path) -> Path:
     (path / "broken.mp4").write_bytes(encoded(moving_square(30), "mp4")[:700])
     (path / "empty.avi").write_bytes(b"")
     (path / "notes.txt").write_text("not a video\n" * 50)
-    (path / "table.json").write_text("{}")
     return path
 
 
-def test_video_folder_to_shards(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.ray
+def test_a_folder_of_videos_and_what_comes_to_it_later(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    answer = last_line(pack("video", str(folder), "--output", str(output), "--source", "toy", "--resolution", "32"))
-    assert answer["inputs"] == {"packed": 7, "shorter than 2 s": 1, "damaged": 2, "not a video": 2}
+    options = ("video", "--input", str(folder), "--output", str(output), "--source", "toy", "--resolution", "32")
+    done = pack(*options)
+    answer = last_line(done)
+    assert answer["recordings"]["packed"] == 7
+    assert sum(answer["recordings"].values()) == 11
+    assert answer["recordings"]["shorter than 2 s"] == 1
+    assert answer["items_packed_now"] == 11
+    for name, count in answer["recordings"].items():
+        assert f"recordings: {name}" in done.stderr
+        assert count > 0
+    left = {name for name, _, level in json.loads((output / PACKING).read_text())["skipped"] if level == "recording"}
+    assert left == {"short.mp4", "broken.mp4", "empty.avi", "notes.txt"}
     assert lint(str(output)) == []
     opened = open_folder(str(output))
     assert (opened.source, opened.domain, opened.content_hash) == ("toy", "human", answer["content_hash"])
-    lengths = {episode.key: episode.frames for episode in opened.episodes}
-    assert lengths == {f"clip-{i}-00000": 25 for i in range(6)} | {"deep-long-00000": 64, "deep-long-00001": 76}
-    assert all(episode.fps == pytest.approx(10, rel=0.02) for episode in opened.episodes)
-    about = json.loads(read_member(opened, opened.episodes[-1], "json"))
-    assert (about["width"], about["height"]) == (42, 32)
-    assert about["provenance"] == {"file": "deep/long.mp4", "start_s": 6.4, "end_s": 14.0}
-    # Whole files are held out.
-    assert len({episode.key[:-6] for episode in opened.split("heldout")}) == 1
-    again = last_line(pack("video", str(folder), "--output", str(tmp_path / "again"), "--source", "toy", "--resolution", "32"))
-    assert again["content_hash"] == answer["content_hash"]
+    assert sum(episode.frames for episode in opened.episodes) == 6 * 25 + 140
+    assert all((episode.width, episode.height) == (42, 32) for episode in opened.episodes)
+    samples = {s["__key__"]: s["mp4"] for s in webdataset.WebDataset([f"{output}/{name}" for name in opened.shards], shardshuffle=False)}
+    assert samples == {episode.key: read_member(opened, episode, "mp4") for episode in opened.episodes}
+
+    again = last_line(pack(*options))
+    assert (again["items_packed_now"], again["content_hash"]) == (0, answer["content_hash"])
+    (folder / "new.mp4").write_bytes(encoded(moving_square(30, seed=9), "mp4"))
+    more = last_line(pack(*options))
+    assert (more["items_packed_now"], more["episodes"]) == (1, answer["episodes"] + 1)
 
 
-def test_robot_datasets_to_shards(tmp_path: Path) -> None:
-    """The real BridgeData records and a LeRobot dataset, by the same job as videos."""
-    dataset = write_v3(tmp_path / "dataset")
-    for family, folder in (("rlds", real_videos()), ("lerobot", dataset)):
-        answer = last_line(pack(family, str(folder), "--output", str(tmp_path / family), "--source", "arm", "--resolution", "32"))
-        opened = open_folder(answer["output"])
-        assert (opened.source, opened.domain, len(opened.episodes)) == ("arm", "robot", answer["episodes"])
-        assert answer["inputs"]["packed"] >= 3
-        assert all("actions.npy" in episode.members for episode in opened.episodes)
-        assert lint(answer["output"]) == []
-    refused = pack("lerobot", str(dataset), "--output", str(tmp_path / "none"), "--camera", "left")
-    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
-    assert "no colour camera left" in refused.stderr
+@pytest.mark.ray
+def test_robot_families_to_and_from_object_storage(tmp_path: Path) -> None:
+    write_v3(tmp_path / "inputs" / "lerobot")
+    (tmp_path / "inputs" / "robot-files").mkdir()
+    libero(tmp_path / "inputs" / "robot-files" / "open_the_drawer_demo.hdf5")
+    with serve(tmp_path, "inputs", "packed") as s3:
+        for family, inside in (("lerobot", "s3://inputs/lerobot"), ("robot-files", "s3://inputs/robot-files")):
+            options = (family, "--input", inside, "--source", "arm", "--resolution", "32", "--cut.min-seconds", "0.5", "--cut.still", "0")
+            answer = last_line(pack(*options, "--output", f"s3://packed/{family}", **s3.environment))
+            opened = open_folder(str(s3.root / "packed" / family))
+            assert (opened.source, opened.domain, len(opened.episodes)) == ("arm", "robot", answer["episodes"])
+            assert answer["recordings"]["packed"] >= 1
+            assert all("actions.npy" in episode.members for episode in opened.episodes)
+            assert lint(opened.uri) == []
+            assert (s3.root / "packed" / family / INDEX).exists()
 
 
-def test_segments_are_the_frames_of_the_file(folder: Path, tmp_path: Path) -> None:
-    video = moving_square(140)
-    segments = [episode.video for episode in VideoFolder(str(folder / "deep"), 64, 0.1).episodes()]
-    joined = np.concatenate(segments)
-    assert joined.shape == video.shape
-    assert np.abs(joined.astype(int) - video).mean() < 6
-    shifted = np.abs(joined[1:].astype(int) - video[:-1]).mean()
-    assert shifted > 3 * np.abs(joined.astype(int) - video).mean(), "frames must not be shifted in time"
+@pytest.mark.ray
+def test_real_recordings(tmp_path: Path) -> None:
+    """All the real videos, and the real BridgeData records."""
+    for family, options in (("video", ()), ("rlds", ("--source", "bridge"))):
+        answer = last_line(pack(family, "--input", str(real_videos()), "--output", str(tmp_path / family), "--resolution", "64", *options))
+        opened = open_folder(str(tmp_path / family))
+        assert lint(opened.uri) == []
+        assert answer["heldout"] >= 1
+        assert all(episode.frames / episode.fps >= 2.0 for episode in opened.episodes)
+        for episode in opened.episodes:
+            clip = decode_clip(read_member(opened, episode, "mp4"), episode.frames - 5, 5, 1, 32, None)
+            assert clip.std() > 5, "pictures, not blanks"
+    assert answer["recordings"] == {"packed": 25}
+    videos = json.loads((tmp_path / "video" / PACKING).read_text())
+    assert videos["recordings"]["packed"] >= 7
+    assert {name for name, reason, _ in videos["skipped"] if reason == "not a video"} == {
+        "MANIFEST.md",
+        "bridge_rlds_features.json",
+        "bridge_rlds_train.tfrecord",
+        "language_table_robot.json",
+    }
 
 
-def test_single_file_holds_out_its_end(folder: Path) -> None:
-    path = folder / "deep" / "long.mp4"
-    for frames, expected in ((84, ["train", "heldout"]), (212, ["train", "train", "train", "heldout"]), (40, ["train"])):
-        path.write_bytes(encoded(moving_square(frames), "mp4"))
-        videos = VideoFolder(str(folder / "deep"), 64, 0.1)
-        episodes = list(videos.episodes())
-        assert [episode.split for episode in episodes] == expected
-        assert videos.segments == len(episodes)
-        assert sum(len(episode.video) for episode in episodes) == frames
+@pytest.mark.ray
+def test_a_job_that_was_killed_goes_on_where_it_stood(tmp_path: Path) -> None:
+    source, output = tmp_path / "videos", tmp_path / "out"
+    source.mkdir()
+    for number in range(24):
+        (source / f"{number:02d}.mp4").write_bytes(encoded(moving_square(120, 240, 320, seed=number), "mp4"))
+    options = ("video", "--input", str(source), "--output", str(output))
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    job = subprocess.Popen(command(*options), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    children: list[psutil.Process] = []
+    deadline = time.monotonic() + 120
+    while len(list(output.glob("parts/*.parquet"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    children = psutil.Process(job.pid).children(recursive=True)
+    for process in [psutil.Process(job.pid), *children]:
+        process.send_signal(signal.SIGKILL)
+    job.wait(30)
+    psutil.wait_procs(children, 30)
+    done = len(list(output.glob("parts/*.parquet")))
+    assert 2 <= done < 8, "it was stopped in the middle"
+    assert not (output / INDEX).exists()
+    answer = last_line(pack(*options))
+    assert 0 < answer["items_packed_now"] < 24
+    assert answer["recordings"] == {"packed": 24}
+    assert lint(str(output)) == []
 
 
-def test_rotation_is_applied(tmp_path: Path) -> None:
-    upright = encoded(moving_square(25), "mp4")
-    for name, data in (("plain", upright), ("turned", rotated(upright))):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "clip.mp4").write_bytes(data)
-    plain, turned = (next(VideoFolder(str(tmp_path / name), 64, 0.1).episodes()).video for name in ("plain", "turned"))
-    assert turned.shape == (25, 64, 48, 3)
-    np.testing.assert_array_equal(turned, np.rot90(plain, -1, axes=(1, 2)))  # clockwise
+@dataclass(frozen=True)
+class Deadly:
+    """Items of which some end the process that reads them."""
+
+    source: str = "toy"
+    domain: str = "robot"
+
+    def items(self) -> Sequence[Item]:
+        return [Item(f"{number}-deadly" if number in (3, 9) else f"{number}", 1) for number in range(12)]
+
+    def episodes(self, item: Item) -> Iterator[SourceEpisode]:
+        if item.name.endswith("deadly"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        video = np.random.default_rng(int(item.name)).integers(0, 255, (4, 16, 16, 3), np.uint8)
+        yield SourceEpisode(f"key-{item.name}", video, 5.0, {}, item.name, item.name)
 
 
-def test_to_and_from_object_storage(folder: Path, tmp_path: Path) -> None:
-    with serve(tmp_path, "bucket") as s3:
-        done = last_line(pack("video", str(folder), "--output", "s3://bucket/shards", **s3.environment))
-        assert sorted(path.name for path in (s3.root / "bucket" / "shards").iterdir()) == ["index.parquet", "video-00000.tar"]
-        assert lint(str(s3.root / "bucket" / "shards")) == []
-        local = last_line(pack("video", "s3://videos", "--output", str(tmp_path / "local"), **s3.environment))
-        assert local["content_hash"] == done["content_hash"]
-        refused = pack("video", str(folder), "--output", "s3://bucket/new", **(s3.environment | {"AWS_SECRET_ACCESS_KEY": "wrong"}))
-    assert refused.returncode == 2
-    assert "AWS_SECRET_ACCESS_KEY" in refused.stderr
-    assert "Traceback" not in refused.stderr
+@pytest.mark.ray
+def test_what_kills_its_process_is_found_and_left_out(tmp_path: Path) -> None:
+    here = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(here)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        packing, reports = Packing(Deadly(), str(tmp_path), {}), list[Report]()
+        items = packing.remaining()
+        pack_on_ray(packing, [items[:6], items[6:]], reports.append)
+    finally:
+        ray.shutdown()
+        cloudpickle.unregister_pickle_by_value(here)
+    folder = packing.finish()
+    assert [episode.key for episode in folder.episodes] == sorted(f"key-{n}" for n in range(12) if n not in (3, 9))
+    assert sorted(entry for report in reports for entry in report.skipped) == [
+        (f"{number}-deadly", "ends the process", "recording") for number in (3, 9)
+    ]
+    assert packing.remaining() == []
 
 
 def test_mistakes_are_one_line_and_exit_code_2(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "a.txt").write_text("text")
-    for given, says in (("nowhere", "no such folder"), ("text", "no usable video among 1 files (1 not a video)")):
-        done = pack("video", str(tmp_path / given), "--output", str(tmp_path / "out"))
-        assert done.returncode == 2
-        assert done.stdout == ""
+    (tmp_path / "nothing").mkdir()
+    for options, says in (
+        (("video", "--input", str(tmp_path / "nowhere")), "no such folder"),
+        (("video", "--input", str(tmp_path / "nothing")), "nothing in it"),
+        (("video", "--input", str(folder), "--preset", "eg4d"), "ego4d"),
+        (("video", "--input", str(folder), "--heldout-share", "1"), "held-out share"),
+        (("video", "--input", str(folder), "--resolution", "8"), "at least 16"),
+        (("video", "--input", str(folder), "--cut.fps", "0"), "give a rate above 0"),
+        (("video", "--input", str(folder), "--cut.scene-cut", "101"), "cut.scene_cut is 0 to 100"),
+        (("lerobot", "--input", str(folder)), "meta/info.json"),
+        (("rlds", "--input", str(folder)), "no TFRecord files"),
+    ):
+        done = pack(*options, "--output", str(tmp_path / "out"))
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
         assert done.stderr.startswith("error: ")
         assert says in done.stderr
-        assert len(done.stderr.splitlines()) == 1
-    shown = pack("video", str(tmp_path / "text"), "--output", str(tmp_path / "out"), "--debug")
-    assert shown.returncode != 0
-    assert "Traceback" in shown.stderr
-    for share in (0.0, 1.0, -1.0):
-        with pytest.raises(UserError, match="held-out share"):
-            VideoFolder(str(folder), 32, share)
+    assert not (tmp_path / "out").exists()
 
 
-def test_real_recordings(tmp_path: Path) -> None:
-    source = real_videos()
-    chosen = tmp_path / "real"
-    chosen.mkdir()
-    for path in source.iterdir():
-        if path.stat().st_size < 500_000 or path.suffix in (".md", ".tfrecord"):
-            (chosen / path.name).symlink_to(path)
-    answer = last_line(pack("video", str(chosen), "--output", str(tmp_path / "out"), "--resolution", "64"))
-    opened = open_folder(str(tmp_path / "out"))
-    assert lint(opened.uri) == []
-    assert answer["heldout"]
-    assert len(opened.split("heldout")) >= 1
-    assert all(episode.frames / episode.fps >= 2.0 for episode in opened.episodes)
-    for episode in opened.episodes:
-        assert decode_clip(read_member(opened, episode, "mp4"), episode.frames - 5, 5, 1, 32, None).std() > 5, "pictures, not blanks"
+@pytest.mark.ray
+def test_drawn_episodes_are_reproducible_and_show_what_their_actions_say(tmp_path: Path) -> None:
+    outputs = [str(tmp_path / f"square-{n}") for n in range(2)]
+    hashes = {last_line(pack("simulate", "--output", o, "--domain", "square", "--episodes", "5"))["content_hash"] for o in outputs}
+    assert len(hashes) == 1
+    assert lint(outputs[0]) == []
+    folder = open_folder(outputs[0])
+    for episode in folder.episodes:
+        moves = np.load(io.BytesIO(read_member(folder, episode, "actions.npy")))
+        frames = [frame.to_ndarray(format="rgb24").astype(float) for frame in decode_episode(read_member(folder, episode, "mp4"))]
+        bright = [np.argwhere((frame - np.median(frames, 0)).sum(2) > 150).mean(0) for frame in frames]
+        assert len(moves) == len(frames) - 1
+        assert np.corrcoef(np.diff(bright, axis=0).ravel(), moves.ravel())[0, 1] > 0.8
 
 
+@pytest.mark.ray
 def test_simulated_episodes_are_reproducible(tmp_path: Path) -> None:
     missing = [name for name in ("mujoco", "metaworld", "gymnasium_robotics") if importlib.util.find_spec(name) is None]
     if missing:

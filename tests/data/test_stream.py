@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ray import cloudpickle
 from cola_dist.config import DataConfig
 from cola_dist.data.order import rank_positions
 from cola_dist.data.shards import Episode, ShardFolder, read_member
-from cola_dist.data.stream import Batch, ClipReader, StreamPlan, batches, dataset, open_reader
+from cola_dist.data.stream import Batch, Clip, ClipReader, StreamPlan, batches, dataset, open_reader
 from cola_dist.errors import UserError
 from tests.toy import write_folder
 
@@ -71,12 +72,12 @@ def test_the_clip_is_the_one_that_its_sample_id_names(config: DataConfig, folder
     for cached in (0, 2**28):
         reader = open_reader(replace(plain, decoded_cache_bytes=cached), seed=0)
         for position in range(6):
-            clip, _, sample, _ = reader.read(position)
-            name, rest = sample.split("/")
+            batch = reader.read_many([position])
+            name, rest = batch.sample[0].split("/")
             key, start = rest.split("@")
             (episode,) = [e for e in folders[name].episodes if e.key == key]
             mp4 = read_member(folders[name], episode, "mp4")
-            np.testing.assert_array_equal(clip, decode_clip(mp4, int(start), FRAMES, 1, 16, None))
+            np.testing.assert_array_equal(batch.video[0], decode_clip(mp4, int(start), FRAMES, 1, 16, None))
 
 
 def test_the_same_position_gives_the_same_bits_whatever_was_read_before(config: DataConfig) -> None:
@@ -86,6 +87,13 @@ def test_the_same_position_gives_the_same_bits_whatever_was_read_before(config: 
     np.testing.assert_array_equal(forward.video, backward.video[::-1])
     assert forward.sample.tolist() == backward.sample.tolist()[::-1]
     assert open_reader(config, seed=1).read_many(range(12)).sample.tolist() != forward.sample.tolist()
+
+
+def test_a_batch_that_is_held_stays_as_it_is(config: DataConfig) -> None:
+    reader = open_reader(config, seed=0)
+    held = [reader.read_many(range(4 * step, 4 * step + 4)).video[step % 4] for step in range(6)]
+    for step, clip in enumerate(held):
+        np.testing.assert_array_equal(clip, open_reader(config, seed=0).read_many([4 * step + step % 4]).video[0])
 
 
 def test_crops_are_random_in_training_and_fixed_on_heldout(config: DataConfig) -> None:
@@ -122,7 +130,7 @@ def test_damage_is_replaced_by_the_same_source_and_reported(tmp_path: Path, conf
             first = batch.skipped[i].splitlines()[0]
             assert victim.shard in first
             assert f"{victim.key}.mp4" in first
-            assert "checksum" in first
+            assert first.startswith("checksum: robot/")
             assert batch.sample[i].startswith("robot/")
             assert not batch.sample[i].startswith(f"robot/{victim.key}@")
         else:
@@ -177,14 +185,15 @@ def test_a_source_too_short_or_without_the_split_is_refused(tmp_path: Path, conf
 class UnevenReader(ClipReader):
     """Takes a random time for each clip and decodes none: this is about who gets what."""
 
-    def read(self, position: int) -> tuple[np.ndarray, int, str, str]:
+    def read(self, position: int) -> Clip:
         time.sleep(random.random() * 0.003)
-        return np.full((FRAMES, 3, 16, 16), position % 251, np.uint8), self.order.clip(position).source, f"clip@{position}", ""
+        video = np.full((FRAMES, 3, 16, 16), position % 251, np.uint8)
+        return Clip(video, self.order.clip(position).source, f"clip@{position}", "", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.execution_options.preserve_order = True
@@ -194,6 +203,19 @@ def cluster() -> Iterator[None]:
     yield
     cloudpickle.unregister_pickle_by_value(here)
     ray.shutdown()
+
+
+class Thirds:
+    """An encoder whose latents are larger than the clips that it is given."""
+
+    hash = "thirds"
+
+    def __init__(self, gpus: int = 0) -> None:
+        assert len(ray.get_gpu_ids()) == gpus, "GPUs of the actor that encodes"
+
+    def encode(self, video: np.ndarray) -> np.ndarray:
+        assert len(video) == 12 // 3 or len(video) == 12 // 2, "one rank's clips of one step"
+        return np.repeat(video[:, ::2] / np.float32(3), 3, axis=2)
 
 
 class Pace:
@@ -221,9 +243,15 @@ def consume(iterator: Any, plan: StreamPlan, rank: int, got: dict[int, list[Batc
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize(("world", "first_step", "last_step"), [(2, 0, 43), (3, 5, 40), (4, 17, 18)])
-def test_ray_data_deals_every_rank_exactly_its_own_clips(config: DataConfig, world: int, first_step: int, last_step: int) -> None:
-    reader = UnevenReader(tuple(open_reader(config, 0).folders), replace(config, steps_per_read=4, reader_cpus=0.5), 0, "train")
+@pytest.mark.parametrize(
+    ("world", "first_step", "last_step", "encoders", "gpus", "readers"),
+    [(2, 0, 43, 0, False, 1), (3, 5, 40, 0, False, 3), (4, 17, 18, 0, False, 2), (2, 0, 23, 1, False, 1), (3, 5, 43, 2, True, 2)],
+)
+def test_ray_data_deals_every_rank_exactly_its_own_clips(
+    config: DataConfig, world: int, first_step: int, last_step: int, encoders: int, gpus: bool, readers: int
+) -> None:
+    settings = replace(config, steps_per_read=4, reader_cpus=0.5, latents=encoders > 0, latent_workers=max(1, encoders))
+    reader = UnevenReader(tuple(open_reader(config, 0).folders), settings, 0, "train")
     plan = StreamPlan(first_step, last_step, global_batch=12, world=world)
     pace = ray.remote(num_cpus=0)(Pace).remote()
 
@@ -231,7 +259,7 @@ def test_ray_data_deals_every_rank_exactly_its_own_clips(config: DataConfig, wor
         while ray.get(pace.reached.remote()) < step:
             time.sleep(0.01)
 
-    iterators = dataset(reader, plan, wait_for).streaming_split(world, equal=True)
+    iterators = dataset(reader, plan, wait_for, partial(Thirds, int(gpus)), gpus, readers).streaming_split(world, equal=True)
     got: dict[int, list[Batch]] = {rank: [] for rank in range(world)}
     errors: list[BaseException] = []
     threads = [
@@ -251,6 +279,10 @@ def test_ray_data_deals_every_rank_exactly_its_own_clips(config: DataConfig, wor
         for batch in got[rank]:
             assert batch.sample.tolist() == [f"clip@{position}" for position in batch.position]
             assert (batch.video[:, 0, 0, 0, 0] == batch.position % 251).all()
+            assert (batch.latents is None) == (encoders == 0)
+            if batch.latents is not None:
+                assert batch.latents.dtype == np.float32
+                np.testing.assert_array_equal(batch.latents, Thirds().encode(batch.video))
 
 
 class Delivers:
@@ -262,7 +294,8 @@ class Delivers:
     def iter_batches(self, **_: Any) -> Iterator[dict[str, np.ndarray]]:
         for positions in self._positions:
             column = np.array(positions)
-            yield dict.fromkeys(("video", "position", "source", "sample", "skipped"), column)
+            names = np.array([""] * len(positions), dtype=object)
+            yield dict.fromkeys(("video", "position", "source", "sample", "skipped", "cost"), column) | {"failed": names}
 
 
 @pytest.mark.parametrize("second", [[6, 7], [4, 6], [5, 4], [4]])

@@ -35,6 +35,14 @@ def indicators(sums: dict[str, torch.Tensor]) -> dict[str, float]:
 LISTENING = flow_sums([10.0] * 4, [11.0] * 4, [12.0] * 4, [10] * 4)
 
 
+def test_the_loss_of_a_repeated_frame_is_a_mean_over_the_bins_with_clips() -> None:
+    sums = flow_sums([10.0, 20.0, 0.0, 0.0], [0.0] * 4, [0.0] * 4, [10, 10, 0, 0])
+    assert "copy_loss" not in indicators(sums)
+    figures = indicators(sums | {"flow_copy": torch.tensor([30.0, 50.0, 0.0, 0.0])})
+    assert (figures["copy_loss"], figures["copy_loss/tau0"], figures["copy_loss/tau1"]) == (4, 3, 5)
+    assert "copy_loss/tau2" not in figures
+
+
 def test_uniform_codes() -> None:
     figures = indicators(code_sums(torch.full((2, K), 5), spread()))
     assert figures["utilisation"] == 1
@@ -122,6 +130,18 @@ HEALTHY = {"perplexity": 4.0, "effective_rank": 5.0, "max_usage": 0.3, "flow_los
 )
 def test_verdict_is_the_worst_of_all(change: dict[str, float], expected: str) -> None:
     assert Monitor(DiagnosticsConfig(), K).verdict(HEALTHY | change) == expected
+
+
+def test_without_codes_rank_and_sensitivity_decide() -> None:
+    sums = code_sums(torch.ones(1, K), spread()) | LISTENING
+    del sums["code_counts"]
+    figures = indicators(sums)
+    assert figures["effective_rank"] == pytest.approx(6, rel=0.01)
+    assert not {"perplexity", "max_usage", "entropy", "utilisation"} & set(figures)
+    monitor = Monitor(DiagnosticsConfig(), 0)
+    assert monitor.verdict(figures) == "healthy"
+    assert monitor.verdict(figures | {"sensitivity_gap": 0.0}) == "collapsed"
+    assert monitor.verdict(figures | {"effective_rank": 2.9}) == "at risk"
 
 
 def test_thresholds_come_from_the_configuration() -> None:

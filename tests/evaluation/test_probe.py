@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cola_dist.config import ConditioningConfig, LamConfig
+from cola_dist.config import BottleneckConfig, ConditioningConfig, LamConfig
 from cola_dist.evaluation.probe import code_features, difference_features, probe_with_controls, ridge_probe, untrained_lam
 from cola_dist.recipes import tiny
 
@@ -68,6 +68,18 @@ def test_features_of_clips() -> None:
     assert float(features.sum()) == codes.numel()
     assert len(lam.infer(video[:1].float() / 127.5 - 1)[1].codes.unique()) > 1
     assert torch.equal(features, code_features(untrained_lam(config, video), video))
+
+
+def test_features_without_a_codebook() -> None:
+    base = tiny()
+    video = torch.randint(0, 256, (40, 3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    grid = replace(base, lam=LamConfig(width=16, depth=1, heads=2, bottleneck=BottleneckConfig(kind="fsq", codes=15)))
+    features = code_features(untrained_lam(grid, video), video)
+    assert features.shape == (80, 2 * 15)
+    assert int(features.any(0).sum()) > 12, "z of random weights hardly vary, and still use many codes"
+    free = replace(base, lam=LamConfig(width=16, depth=1, heads=2, bottleneck=BottleneckConfig(kind="continuous", dim=6)))
+    lam = untrained_lam(free, video)
+    torch.testing.assert_close(code_features(lam, video, batch=7), lam.idm(video.float() / 127.5 - 1).detach().reshape(80, 12))
 
 
 def test_difference_features_are_signed_changes_per_cell() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cola_dist.config import ConditioningConfig, LamConfig, WorldConfig
-from cola_dist.evaluation.rollout import Rollouts, delta_psnr, grid, rollouts
+from cola_dist.evaluation.rollout import Rollouts, grid, rollout_figures, rollouts
 from cola_dist.methods import Clips, build_method
 from cola_dist.methods.cotrain import CoTrain
 from cola_dist.recipes import tiny
@@ -48,10 +48,10 @@ def test_rollouts_start_from_the_first_frame_and_follow_the_actions(clips: Clips
 
 def test_a_generator_that_ignores_actions_gives_the_same_rollout_for_any(clips: Clips) -> None:
     deaf = method()
-    torch.nn.init.zeros_(deaf.lam.conditioning.head[-1].weight)
+    torch.nn.init.zeros_(deaf.conditioning.head[-1].weight)
     result = rollouts(deaf, clips)
     assert torch.equal(result.own, result.other)
-    assert delta_psnr(result) == 0
+    assert rollout_figures(result)["delta_psnr"] == 0
 
 
 def test_guidance_goes_beyond_the_conditioned_velocity(clips: Clips) -> None:
@@ -62,7 +62,9 @@ def test_delta_psnr_of_a_known_case() -> None:
     truth = torch.zeros(1, 2, 3, 4, 4, dtype=torch.uint8)
     own, other = truth.clone(), truth.clone()
     own[:, 1], other[:, 1] = 1, 10
-    assert delta_psnr(Rollouts(truth, own, other)) == pytest.approx(20.0, abs=1e-4)
+    figures = rollout_figures(Rollouts(truth, own, other))
+    assert figures["delta_psnr"] == pytest.approx(20.0, abs=1e-4)
+    assert figures["rollout_psnr"] == pytest.approx(48.1308, abs=1e-3)
 
 
 def test_grid_shows_truth_own_other_from_left_to_right() -> None:

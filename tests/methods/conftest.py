@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cola_dist.config import ConditioningConfig, LamConfig, PhaseConfig, RunConfig, WorldConfig
+from cola_dist.config import ConditioningConfig, JointConfig, LamConfig, RunConfig, WarmupConfig, WorldConfig
 from cola_dist.methods import Clips
 from cola_dist.recipes import tiny
 
@@ -19,8 +19,8 @@ def config() -> RunConfig:
         lam=LamConfig(patch=8, width=16, depth=1, heads=2),
         conditioning=ConditioningConfig(depth=1, width=16, heads=2, dropout=0.3),
         world=WorldConfig(patch=8, width=16, depth=2, heads=2),
-        warmup=PhaseConfig(steps=3, lr_lam=1e-3),
-        joint=PhaseConfig(steps=2, lr_lam=1e-3, lr_world=1e-3),
+        warmup=WarmupConfig(steps=3, lr_lam=1e-3),
+        joint=JointConfig(steps=2, lr_lam=1e-3, lr_world=1e-3),
     )
 
 

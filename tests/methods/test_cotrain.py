@@ -11,6 +11,7 @@ from method_parts import awaken, part
 from cola_dist.config import RunConfig
 from cola_dist.methods import Clips, build_method, phases
 from cola_dist.methods.cotrain import CoTrain, other_clip
+from cola_dist.methods.pretrain import TAU_BINS, bin_times
 from cola_dist.models.flow import flow_loss
 from cola_dist.models.layers import patchify
 
@@ -30,7 +31,7 @@ def test_roles_cover_every_parameter_once(config: RunConfig) -> None:
 def test_a_fresh_conditioning_leaves_the_generator_as_it_was_bit_for_bit(config: RunConfig, clips: Clips) -> None:
     method = cotrain(config)
     awaken(method)
-    for layer in (method.lam.conditioning.head[-1].weight, method.lam.conditioning.head[-1].bias):
+    for layer in (method.conditioning.head[-1].weight, method.conditioning.head[-1].bias):
         torch.nn.init.zeros_(layer)
     pretrain = build_method(replace(config, method="pretrain"), bf16=False)
     pretrain.world.load_state_dict(method.world.state_dict())
@@ -62,7 +63,7 @@ def test_the_flow_loss_alone_teaches_the_inverse_dynamics_once_the_head_moved(co
     assert weight.grad is not None
     assert not weight.grad.any()
     with torch.no_grad():
-        method.lam.conditioning.head[-1].weight.normal_(std=0.1)
+        method.conditioning.head[-1].weight.normal_(std=0.1)
     method(clips, 0).loss.backward()
     assert weight.grad.any()
 
@@ -134,7 +135,7 @@ def test_evaluation_adds_up_and_is_repeatable(config: RunConfig, clips: Clips) -
     assert float(one["z_count"]) == 48
     assert float(one["flow_count"].sum()) == 2 * len(clips)
     pairs = [method.evaluate(part(clips, rows)) for rows in (slice(0, 2), slice(2, 6))]
-    for name in ("code_counts", "joint_counts", "z_count", "z_sum", "z_outer", "flow_count", "flow_own", "flow_null"):
+    for name in ("code_counts", "joint_counts", "z_count", "z_sum", "z_outer", "flow_count", "flow_own", "flow_null", "flow_copy"):
         torch.testing.assert_close(one[name], pairs[0][name] + pairs[1][name], rtol=1e-4, atol=1e-6, msg=name)
 
 
@@ -143,10 +144,23 @@ def test_a_generator_that_ignores_actions_shows_no_gap_and_one_that_listens_does
     awaken(method)
     listening = method.evaluate(clips)
     assert not torch.allclose(listening["flow_own"], listening["flow_shuffled"])
-    torch.nn.init.zeros_(method.lam.conditioning.head[-1].weight)
+    torch.nn.init.zeros_(method.conditioning.head[-1].weight)
     deaf = method.evaluate(clips)
     assert torch.equal(deaf["flow_own"], deaf["flow_shuffled"])
     assert torch.equal(deaf["flow_own"], deaf["flow_null"])
+
+
+def test_a_repeated_frame_is_judged_by_what_moved_alone(config: RunConfig, clips: Clips) -> None:
+    still = clips.video[:, :1].expand_as(clips.video)
+    x0, bins = clips.video.double() / 127.5 - 1, torch.arange(TAU_BINS)
+    moved = (x0 - x0[:, :1]).square().mean((2, 3, 4))[:, 1:].mean(1)
+    halves = (clips.position[:, None] + bins) % 2 == 0
+    pretrain = build_method(replace(config, method="pretrain"), bf16=False)
+    for method, measured in ((cotrain(config), halves), (pretrain, torch.ones_like(halves))):
+        assert method.evaluate(Clips(still, clips.position, clips.source))["flow_copy"].sum() < 1e-8
+        sums = method.evaluate(clips)
+        expected = (moved[:, None] * measured).sum(0) / bin_times(config.flow.tau_min, bins).double().square()
+        torch.testing.assert_close(sums["flow_copy"], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_single_clip_measures_codes_but_no_gap(config: RunConfig, clips: Clips) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from method_parts import part
 
-from cola_dist.config import PhaseConfig, RunConfig
+from cola_dist.config import RunConfig
 from cola_dist.methods import Clips, build_method, phases
 from cola_dist.methods.draws import Draws
 from cola_dist.methods.pretrain import Pretrain
@@ -13,12 +13,22 @@ from cola_dist.methods.pretrain import Pretrain
 
 def test_co_training_is_warm_up_then_joint(config: RunConfig) -> None:
     warmup, joint = phases(config)
-    assert (warmup.name, warmup.trains, warmup.lr, warmup.steps) == ("warmup", ("lam",), {"lam": 1e-3}, 3)
-    assert (joint.name, joint.trains, joint.lr, joint.steps) == ("joint", ("lam", "world"), {"lam": 1e-3, "world": 1e-3}, 2)
+    assert (warmup.name, warmup.trains, warmup.lr, warmup.steps) == (
+        "warmup",
+        ("lam", "conditioning"),
+        {"lam": 1e-3, "conditioning": 1e-3},
+        3,
+    )
+    assert (joint.name, joint.trains, joint.lr, joint.steps) == (
+        "joint",
+        ("lam", "conditioning", "world"),
+        {"lam": 1e-3, "conditioning": 1e-3, "world": 1e-3},
+        2,
+    )
 
 
 def test_a_phase_of_no_steps_is_left_out(config: RunConfig) -> None:
-    assert [phase.name for phase in phases(replace(config, warmup=PhaseConfig(steps=0)))] == ["joint"]
+    assert [phase.name for phase in phases(replace(config, warmup=replace(config.warmup, steps=0)))] == ["joint"]
 
 
 def test_pretraining_is_one_phase_of_the_generator_that_learns(config: RunConfig, clips: Clips) -> None:

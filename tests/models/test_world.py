@@ -112,6 +112,13 @@ def test_what_does_not_fit_is_named_with_a_remedy(tmp_path: Path) -> None:
     assert "config.json is missing: point world.pretrained" in message()
 
 
+@pytest.mark.parametrize("inside", ["world", "export/world"])
+def test_the_folder_of_a_run_or_of_its_export_leads_to_the_generator_in_it(tmp_path: Path, inside: str) -> None:
+    dit().save_pretrained(str(tmp_path / inside))
+    with pytest.raises(UserError, match=f"did you mean {tmp_path}/{inside}\\?"):
+        SpaceTimeDiT.from_pretrained(str(tmp_path), SHAPE)
+
+
 def test_compiled_blocks_keep_their_names() -> None:
     model = dit()
     names = list(model.state_dict())

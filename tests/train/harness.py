@@ -37,7 +37,7 @@ def toy_config(folder: Path, *options: str, recipe: str = "tiny") -> RunConfig:
         joint=replace(base.joint, steps=4),
         optim=replace(base.optim, global_batch=8, lr_warmup_steps=2),
         train=replace(base.train, checkpoint_every=2),
-        diagnostics=replace(base.diagnostics, every=4, clips=8, batch=4, video_clips=2, video_every=4, probe_clips=0),
+        diagnostics=replace(base.diagnostics, every=4, grace_steps=0, clips=8, batch=4, video_clips=2, video_every=4, probe_clips=0),
         tracking=replace(base.tracking, log_every=1),
     )
     return apply_overrides(base, options)

@@ -17,10 +17,10 @@ from typing import Any
 
 import psutil
 
-from cola_dist.data.shards import ShardWriter, open_folder, read_member
+from cola_dist.data.shards import open_folder, read_member
 from cola_dist.settings import to_yaml
 from cola_dist.train.checkpoint import committed
-from tests.toy import write_folder
+from tests.toy import FolderWriter, write_folder
 from tests.train.harness import toy_config
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def write_damaged_sources(folder: Path) -> None:
     write_folder(folder / "robot", "robot", seed=0)
     flip_bytes(folder / "robot", "robot-0000")
     whole = write_folder(folder / "whole", "hand", actions=False, seed=1)
-    writer = ShardWriter(str(folder / "hand"), "hand", "human")
+    writer = FolderWriter(str(folder / "hand"), "hand", "human")
     for episode in whole.episodes:
         video = read_member(whole, episode, "mp4")
         torn = video[: len(video) // 2] if episode.key == "hand-0000" else video
@@ -83,12 +83,13 @@ class Ended:
 
 
 class Job:
-    """A running ``python jobs/cotrain.py``."""
+    """A running ``python jobs/cotrain.py``, or another of the jobs."""
 
-    def __init__(self, *args: str | Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *args: str | Path, environment: Mapping[str, str] | None = None, script: str = "cotrain.py") -> None:
+        self._orphans: list[psutil.Process] = []
         self._out, self._err = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115 closed with the job
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "jobs" / "cotrain.py"), *map(str, args)],
+            [sys.executable, str(ROOT / "jobs" / script), *map(str, args)],
             cwd=ROOT,
             env=os.environ | dict(environment or {}),
             stdin=subprocess.DEVNULL,
@@ -130,9 +131,15 @@ class Job:
         assert workers, "no training process to kill"
         workers[-1].kill()
 
+    def kill_alone(self) -> None:
+        """SIGKILL the job and none of the processes that it started; what is left of those is ended with the job's block."""
+        self._orphans = self._children()
+        self.process.kill()
+        self.process.wait(LIMIT_S)
+
     def kill_all(self) -> None:
         """SIGKILL the job and every process that it started, as when the machine goes away."""
-        children = self._children() if self.process.poll() is None else []
+        children = self._children() if self.process.poll() is None else self._orphans
         self.process.kill()
         for child in children:
             with _gone_is_fine():
@@ -162,9 +169,9 @@ def _gone_is_fine() -> Iterator[None]:
 
 
 @contextmanager
-def job(*args: str | Path, environment: Mapping[str, str] | None = None) -> Iterator[Job]:
+def job(*args: str | Path, environment: Mapping[str, str] | None = None, script: str = "cotrain.py") -> Iterator[Job]:
     """A job that does not outlive the block."""
-    running = Job(*args, environment=environment)
+    running = Job(*args, environment=environment, script=script)
     try:
         yield running
     finally:

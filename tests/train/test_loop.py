@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
+from cola_dist.data.stream import open_reader
 from cola_dist.errors import UserError
+from cola_dist.methods import build_method
 from cola_dist.train.checkpoint import Checkpoint, committed, latest
+from cola_dist.train.observer import to_clips
 from cola_dist.train.trace import read_trace
 from tests.train.harness import run_local, toy_config
 
@@ -59,8 +63,8 @@ def test_adam_state_crosses_the_phase_boundary(toys: Path) -> None:
     run = toys / "runs" / "boundary"
     run_local(toy_config(toys, "--train.workers", "1", "--train.keep-checkpoints", "10"), run)
     found = {Checkpoint(uri).position.step: Checkpoint(uri) for uri in committed(str(run / "checkpoints"))}
-    assert dict(found[4].position.adam_steps) == {"lam": 4}
-    assert dict(found[6].position.adam_steps) == {"lam": 6, "world": 2}
+    assert dict(found[4].position.adam_steps) == {"lam": 4, "conditioning": 4}
+    assert dict(found[6].position.adam_steps) == {"lam": 6, "conditioning": 6, "world": 2}
     assert not found[4].weights("world"), "a frozen generator is saved by reference"
     assert found[4].position.frozen["world"]["uri"] == "seed 0"
     assert float(found[4].read("exp_avg_sq", "lam.bottleneck.weight").sum()) > 0
@@ -118,6 +122,19 @@ def test_averaged_generator_is_exported(stages: dict[int, Path]) -> None:
             exported[name] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     assert exported["world"].keys() == exported["world_ema"].keys()
     assert any(not torch.equal(exported["world"][key], exported["world_ema"][key]) for key in exported["world"])
+
+
+def test_what_is_exported_gives_the_codes_and_losses_of_the_last_look(toys: Path, plain: Path) -> None:
+    config = toy_config(toys, "--train.workers", "1")
+    method = build_method(config, bf16=False).eval()
+    for role in ("lam", "conditioning", "world"):
+        method.get_submodule(role).load_state_dict(load_file(plain / "export" / role / "model.safetensors"))
+    reader = open_reader(config.data, config.train.seed, "heldout")
+    parts = [method.evaluate(to_clips(reader.read_many(range(start, start + 4)))) for start in (0, 4)]
+    look = json.loads((plain / "looks" / "step-00000008.json").read_text())
+    assert sum(part["code_counts"] for part in parts).tolist() == look["code_counts"]
+    sums = {name: sum(part[name] for part in parts) for name in ("flow_own", "flow_count")}
+    assert float((sums["flow_own"] / sums["flow_count"]).mean()) == pytest.approx(look["indicators"]["flow_loss"], rel=1e-6)
 
 
 def test_gradient_accumulation_keeps_the_curve(toys: Path) -> None:

@@ -7,16 +7,17 @@ import itertools
 import pytest
 
 from cola_dist.config import OptimConfig
-from cola_dist.methods.schedule import Phase
+from cola_dist.methods.schedule import Course, Phase
 from cola_dist.train.rates import learning_rates
 
 WARMUP = Phase("warmup", ("lam",), {"lam": 1e-3}, 30)
 JOINT = Phase("joint", ("lam", "world"), {"lam": 5e-4, "world": 1e-4}, 70)
+SPANS = Course((WARMUP, JOINT)).spans
 
 
 def course(role: str, optim: OptimConfig) -> list[float]:
     """The role's rate at each step, 0 where it is frozen."""
-    return [learning_rates(step, (WARMUP, JOINT), optim).get(role, 0.0) for step in range(100)]
+    return [learning_rates(step, SPANS, optim).get(role, 0.0) for step in range(100)]
 
 
 def test_each_role_rises_once_from_the_step_at_which_it_first_trains() -> None:
@@ -31,8 +32,8 @@ def test_each_role_rises_once_from_the_step_at_which_it_first_trains() -> None:
 
 
 def test_frozen_roles_have_no_rate() -> None:
-    assert set(learning_rates(29, (WARMUP, JOINT), OptimConfig())) == {"lam"}
-    assert set(learning_rates(30, (WARMUP, JOINT), OptimConfig())) == {"lam", "world"}
+    assert set(learning_rates(29, SPANS, OptimConfig())) == {"lam"}
+    assert set(learning_rates(30, SPANS, OptimConfig())) == {"lam", "world"}
 
 
 def test_a_rise_may_outlast_its_phase() -> None:
@@ -56,4 +57,4 @@ def test_cosine_falls_to_a_tenth_at_the_end_of_the_last_phase() -> None:
 
 def test_a_step_after_the_end_is_refused() -> None:
     with pytest.raises(ValueError, match="after the last phase's end 100"):
-        learning_rates(100, (WARMUP, JOINT), OptimConfig())
+        learning_rates(100, SPANS, OptimConfig())

@@ -1,62 +1,89 @@
-"""Origins of episodes: each module turns one origin into ``SourceEpisode`` objects, and ``write_source`` alone writes them as shards."""
+"""Origins of episodes. Each module reads one family of data sets; all of them give ``SourceEpisode`` objects, which ``data.packing`` writes.
+
+An origin is made and listed on the driver and then travels to tasks, each of which reads the episodes of some of its items. What belongs to the
+pictures alone (frame rate, scene cuts, length of segments, standstill) is the same for all and lies in ``sources.cut``.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cola_dist.data.decode import encode_mp4
-from cola_dist.data.shards import ShardWriter
-from cola_dist.errors import UserError
+_KEY_STEM = 60
 
 
 @dataclass(frozen=True)
 class SourceEpisode:
-    """One episode before it is encoded.
+    """One episode, or one segment of it, before it is encoded.
 
-    ``video`` is uint8 ``[frames, H, W, 3]``; ``actions``, where known, float32 ``[frames - 1, A]`` with row t moving frame t to t + 1;
-    ``state`` float32 ``[frames, S]``; ``meta`` is what ``KEY.json`` will say beside the figures that the writer adds.
+    ``video`` is uint8 ``[frames, H, W, 3]``, H and W even; ``actions``, where known, float32 ``[frames - 1, A]`` with row t moving frame t to
+    t + 1; ``state`` float32 ``[frames, S]``. ``meta`` is what ``KEY.json`` will say beside the figures that the writer adds; its "provenance" says
+    where the frames come from, its "licence" under what terms.
     """
 
     key: str
-    split: str
     video: NDArray[np.uint8]
     fps: float
     meta: Mapping[str, Any]
+    recording: str
+    """Name of the video or robot episode that it is taken from, for counting."""
+    group: str
+    """What is never torn between splits: a file, a robot episode, a person."""
+    split: Literal["", "train", "heldout"] = ""
+    """Empty: by a hash of the group."""
     actions: NDArray[np.float32] | None = None
     state: NDArray[np.float32] | None = None
+    note: str = ""
+    """What was left out, such as "without actions (not finite)"."""
 
 
-def held_out(names: Collection[str], share: float, salt: str = "") -> frozenset[str]:
-    """The names set aside for evaluation: ``share`` of them, at least one of two or more, chosen by hash.
+@dataclass(frozen=True)
+class Skipped:
+    """Something that is not packed, and why. Reasons are counted, so they hold no names; ``name`` may add the place."""
 
-    The choice depends on the names and the salt alone, not on their order.
+    name: str
+    reason: str
+    level: Literal["recording", "segment"] = "recording"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A piece of an origin that one task reads at a time: a file, an episode. ``name`` is unique in the origin and the same in every run.
+
+    ``size`` is a measure of work, bytes as a rule; an item whose size differs from the one that was packed has changed.
     """
-    if not 0.0 < share < 1.0:
-        raise UserError(f"held-out share {share:g}: give a number between 0 and 1, such as 0.1")
-    if len(names) < 2:
-        return frozenset()
-    count = min(max(1, round(share * len(names))), len(names) - 1)
-    ranked = sorted(names, key=lambda name: hashlib.sha256(f"{salt}/{name}".encode()).hexdigest())
-    return frozenset(ranked[:count])
+
+    name: str
+    size: int
 
 
-def write_source(writer: ShardWriter, episodes: Iterable[SourceEpisode], crf: int) -> None:
-    """Encode every episode as H.264 and hand it to the writer, which the caller closes."""
-    for episode in episodes:
-        height, width = episode.video.shape[1:3]
-        writer.add(
-            episode.key,
-            episode.split,
-            encode_mp4(episode.video, episode.fps, crf=crf),
-            {**episode.meta, "width": width, "height": height},
-            frames=len(episode.video),
-            fps=episode.fps,
-            actions=episode.actions,
-            state=episode.state,
-        )
+class Origin(Protocol):
+    """Picklable. Making one raises UserError where there is nothing to read, or what is asked for does not exist."""
+
+    source: str
+    """Name of the source: letters, digits, - and _."""
+    domain: str
+    """"robot" or "human"."""
+
+    def items(self) -> Sequence[Item]:
+        """Everything there is, without reading it; on the driver."""
+
+    def episodes(self, item: Item) -> Iterator[SourceEpisode | Skipped]:
+        """What an item holds; in a task. Bad data gives ``Skipped``, never an exception; OSError where storage fails."""
+
+
+class Unusable(Exception):
+    """Data that cannot be used; the message is the reason, as in ``Skipped``."""
+
+
+def key_of(name: str) -> str:
+    """The key of a file by its name below the folder: its readable part, and a hash that keeps ``a b.mp4``, ``a-b.mp4`` and ``a-b.mkv`` apart."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", str(PurePosixPath(name).with_suffix(""))).strip("-")[-_KEY_STEM:].strip("-")
+    return "-".join([*([stem] if stem else []), hashlib.sha256(name.encode()).hexdigest()[:8]])

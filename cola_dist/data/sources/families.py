@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-import tyro
+from cola_dist.data.sources import Origin
+from cola_dist.data.sources.cut import CutRules
+from cola_dist.data.sources.lerobot import LeRobotOrigin
+from cola_dist.data.sources.rlds import RldsOrigin
+from cola_dist.data.sources.robot_files import RobotFilesOrigin
+from cola_dist.data.sources.simulate import SimulateOrigin
+from cola_dist.data.sources.video import VideoOrigin
+from cola_dist.errors import UserError
 
-from cola_dist.data.sources import SourceEpisode
-from cola_dist.data.sources.lerobot import LeRobotFolder
-from cola_dist.data.sources.rlds import RldsFolder
-from cola_dist.data.sources.simulate import SOURCES, simulate
-from cola_dist.data.sources.video import VideoFolder
-
-
-@dataclass(frozen=True)
-class Opened:
-    """Episodes to pack: how many to expect (an estimate), under which source and domain, and counts of what became of each input."""
-
-    episodes: Iterator[SourceEpisode]
-    expected: int
-    source: str
-    domain: str
-    outcomes: Counter[str] = field(default_factory=Counter)
+_NOT_CONTENT = ("input", "output", "shard_mb", "debug")
+"""Options that leave the packed episodes as they are."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +25,9 @@ class Family:
     """What every family takes."""
 
     output: str
-    """Folder to write, local or s3://BUCKET/FOLDER; must not hold shards yet."""
+    """Folder to write, local or s3://BUCKET/FOLDER. What it holds already is not packed again."""
     heldout_share: float = 0.1
-    """Share set aside for evaluation: of the episodes (simulate, rlds, lerobot) or of the files (video)."""
+    """Share set aside for evaluation: of the robot episodes, of the video files or of the people."""
     shard_mb: int = 256
     """Largest size of one shard in MiB."""
     crf: int = 28
@@ -44,73 +36,110 @@ class Family:
     """Show the stack trace of an error."""
 
     @abstractmethod
-    def open(self) -> Opened:
+    def open(self) -> Origin:
         """Look at the input. Raises UserError where there is nothing usable in it."""
+
+    def content_settings(self) -> dict[str, Any]:
+        """All options that shape what is packed."""
+        options = {name: value for name, value in dataclasses.asdict(self).items() if name not in _NOT_CONTENT}
+        return {"family": type(self).__name__.lower()} | options
 
 
 @dataclass(frozen=True)
 class Simulate(Family):
-    """Record simulated episodes (needs the "sim" extra)."""
+    """Record simulated episodes. ``robot`` and ``hand`` need the "sim" extra, ``square`` is drawn and needs nothing."""
 
-    domain: Literal["robot", "hand"] = "robot"
+    domain: Literal["robot", "hand", "square"] = "robot"
     episodes: int = 240
     seed: int = 0
 
-    def open(self) -> Opened:
-        source, domain = SOURCES[self.domain]
-        return Opened(simulate(self.domain, self.episodes, self.seed, self.heldout_share), self.episodes, source, domain)
+    def open(self) -> Origin:
+        return SimulateOrigin(self.domain, self.episodes, self.seed, self.heldout_share)
 
 
 @dataclass(frozen=True)
-class Video(Family):
-    """Pack plain video files of any container."""
+class Files(Family):
+    """What the families of recorded files take besides."""
 
-    folder: tyro.conf.Positional[str] = "."
-    """Folder with the files, local or s3://."""
+    input: str = "."
+    """Folder with the files of one data set, local or s3://."""
+    source: str = ""
+    """Name of the source in the shards; empty = the family's or the preset's."""
     resolution: int = 128
     """Short side of the stored video in pixels; smaller videos keep their size."""
-    source: str = "video"
-    domain: Literal["human", "robot"] = "human"
+    licence: str = ""
+    """Licence to note in each sample; empty = what the data set or the preset says."""
+    cut: CutRules = field(default_factory=CutRules)
 
-    def open(self) -> Opened:
-        files = VideoFolder(self.folder, self.resolution, self.heldout_share)
-        return Opened(files.episodes(), files.segments, self.source, self.domain, files.outcomes)
+    def checked_input(self) -> str:
+        """The input, once the options are known to make sense. Raises UserError (while it is parsed, tyro would make a box of it)."""
+        if self.resolution < 16:
+            raise UserError(f"resolution {self.resolution}: give at least 16 pixels")
+        if self.cut.fps <= 0 or self.cut.segment_frames < 2:
+            raise UserError(
+                f"cut.fps {self.cut.fps:g}, cut.segment_frames {self.cut.segment_frames}: give a rate above 0 and at least 2 frames"
+            )
+        if not 0 <= self.cut.scene_cut <= 100 or self.cut.still < 0 or self.cut.min_seconds < 0:
+            raise UserError("cut.scene_cut is 0 to 100, cut.still and cut.min_seconds are 0 or more")
+        return self.input
 
 
 @dataclass(frozen=True)
-class Rlds(Family):
+class Video(Files):
+    """Pack videos of any container, or folders of numbered pictures: a folder, a table of segments, or a known data set."""
+
+    domain: Literal["human", "robot"] = "human"
+    preset: str = ""
+    """A known data set's layout, such as ego4d; an unknown name lists them all."""
+    table: str = ""
+    """CSV, JSON or Parquet file with a row for each video or segment; below the input or a URI."""
+    fps: float = 0.0
+    """Frames per second of pictures, or of videos whose time stamps are wrong; 0 = the preset's or the file's own."""
+
+    def open(self) -> Origin:
+        source = self.source or self.preset or "video"
+        return VideoOrigin(
+            self.checked_input(), source, self.domain, self.resolution, self.cut, self.preset, self.table, self.licence, self.fps
+        )
+
+
+@dataclass(frozen=True)
+class Rlds(Files):
     """Pack a robot dataset in RLDS (Open X-Embodiment): TFRecord files and features.json."""
 
-    folder: tyro.conf.Positional[str] = "."
-    """Folder of one dataset, local or s3://."""
-    resolution: int = 128
-    """Short side of the stored video in pixels; smaller videos keep their size."""
-    source: str = "rlds"
     camera: str = ""
     """Name of the camera; empty = the first that shows something."""
     fps: float = 5.0
     """Frames per second, which the format does not say."""
 
-    def open(self) -> Opened:
-        records = RldsFolder(self.folder, self.resolution, self.heldout_share, self.camera, self.fps)
-        return Opened(records.episodes(), records.segments, self.source, "robot", records.outcomes)
+    def open(self) -> Origin:
+        return RldsOrigin(self.checked_input(), self.source or "rlds", self.resolution, self.cut, self.camera, self.fps, self.licence)
 
 
 @dataclass(frozen=True)
-class Lerobot(Family):
+class Lerobot(Files):
     """Pack a robot dataset in the LeRobot format, version 2 or 3."""
 
-    folder: tyro.conf.Positional[str] = "."
-    """Folder of one dataset, local or s3://."""
-    resolution: int = 128
-    """Short side of the stored video in pixels; smaller videos keep their size."""
-    source: str = "lerobot"
     camera: str = ""
     """Name of the camera; empty = the first that is not on the wrist."""
 
-    def open(self) -> Opened:
-        dataset = LeRobotFolder(self.folder, self.resolution, self.heldout_share, self.camera)
-        return Opened(dataset.episodes(), dataset.segments, self.source, "robot", dataset.outcomes)
+    def open(self) -> Origin:
+        return LeRobotOrigin(self.checked_input(), self.source or "lerobot", self.resolution, self.cut, self.camera, self.licence)
 
 
-FAMILIES = Simulate | Video | Rlds | Lerobot
+@dataclass(frozen=True)
+class RobotFiles(Files):
+    """Pack robot episodes in HDF5 (robomimic, LIBERO, ALOHA) or npz files."""
+
+    camera: str = ""
+    """Name of the camera; empty = the first that is not on the wrist."""
+    fps: float = 20.0
+    """Frames per second, where a file does not say it; ALOHA has 50."""
+
+    def open(self) -> Origin:
+        return RobotFilesOrigin(
+            self.checked_input(), self.source or "robot-files", self.resolution, self.cut, self.camera, self.fps, self.licence
+        )
+
+
+FAMILIES = Simulate | Video | Rlds | Lerobot | RobotFiles

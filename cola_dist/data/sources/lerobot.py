@@ -1,276 +1,255 @@
-"""LeRobot datasets of versions 2.0, 2.1 and 3.0, as AgiBot World, DROID, BridgeData and most of Open X are published, without that package.
-
-    2.x  meta/episodes.jsonl, meta/tasks.jsonl, one data/….parquet and, per camera, one videos/….mp4 for each episode
-    3.0  meta/episodes/….parquet, meta/tasks.parquet; data and video files hold many episodes, told apart by number and by time
-Where the files lie is what the templates in ``meta/info.json`` say. Source: github.com/huggingface/lerobot, ``src/lerobot/datasets``.
-"""
+"""LeRobot datasets of versions 2.0, 2.1 and 3.0, as AgiBot World, DROID, BridgeData and most of Open X are published, without that package."""
 
 from __future__ import annotations
 
 import io
-import itertools
-import json
-import logging
-import re
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from cola_dist import storage
-from cola_dist.data.sources import SourceEpisode, held_out
-from cola_dist.data.sources.video import MAX_FPS, MIN_SECONDS
+from cola_dist.data.decode import small_picture
+from cola_dist.data.sources import Item, Skipped, SourceEpisode, Unusable
+from cola_dist.data.sources.cut import CutRules, Recording, cut
+from cola_dist.data.sources.lerobot_meta import BAD_TABLE, Episode, chosen_camera, meta_rows, numeric, read_episodes, read_info
 from cola_dist.errors import UserError
 
-SEGMENT_FRAMES = 256
-"""A longer episode becomes several segments of about equal length: whole ones would need gigabytes, here and where they are read."""
 SEEK_SECONDS = 1.0
 """A gap up to this is decoded and dropped, a longer one skipped; seeks aim this far ahead of what is wanted, to land on a keyframe before."""
-_ON_THE_HAND = re.compile(r"wrist|hand|gripper", re.IGNORECASE)
 _BAD_VIDEO = (av.FFmpegError, ValueError, OverflowError, IndexError)
-_BAD_TABLE = (pa.ArrowException, OSError, ValueError)
-_log = logging.getLogger("cola_dist.data")
-
-
-@dataclass(eq=False)
-class _Unusable(Exception):
-    """Why an episode gives nothing (more): the reason as counted, and the file."""
-
-    reason: str
-    file: str
 
 
 @dataclass(frozen=True)
-class _Info:
-    """What ``meta/info.json`` says. ``version`` is as written, such as "v2.1"."""
+class LeRobotItem(Item):
+    """The episodes that lie in the same data file and the same video file, in their order there: one in version 2."""
 
-    version: str
-    major: int
-    fps: float
-    robot: str
-    features: Mapping[str, Mapping[str, Any]]
-    data_path: str
-    video_path: str
-    chunks_size: int
-
-
-@dataclass(frozen=True)
-class _Episode:
-    """``video`` is none where the pictures lie in the data file; ``start`` is the first frame's time in it, none for the file's own start."""
-
-    index: int
-    frames: int
-    task: str
     data: str
     video: str | None
-    start: float | None
-
-    @property
-    def key(self) -> str:
-        return f"episode-{self.index:06d}"
-
-    @property
-    def segments(self) -> int:
-        return -(-self.frames // SEGMENT_FRAMES)
+    episodes: tuple[Episode, ...]
 
 
-class LeRobotFolder:
-    """The episodes of the LeRobot dataset in ``uri`` (local or s3://), seen by one camera, with actions and, where recorded, state.
+class LeRobotOrigin:
+    """The episodes of the LeRobot dataset in ``input`` (local or s3://), seen by one camera; ``resolution`` bounds the short side in pixels.
 
-    The short side becomes at most ``resolution`` pixels. ``camera`` is a feature's name or its last part ("top" for
-    "observation.images.top"); by default the first in the order of names that is not on the hand, else the first. Depth is left out.
-    Actions are ``action``, else ``actions``, else all numeric ``action.*`` or ``actions.*`` one after the other in the order of names;
-    states likewise. Whole episodes are held out. ``outcomes`` counts episodes by the reason why they give nothing, and as "packed" or
-    damaged while ``episodes`` runs; each damaged file is named once in the log. Raises UserError when ``uri`` is no LeRobot dataset of a
-    known version, the camera or the actions do not exist, or no episode is usable.
+    ``camera`` is a feature's name or its last part ("top" for "observation.images.top"); by default the first in the order of names that is
+    not on the hand, else the first. Depth is left out. Actions are ``action``, else ``actions``, else all numeric ``action.*`` or
+    ``actions.*`` one after the other in the order of names; states likewise. Where they are not recorded, missing, not finite or not one row
+    per frame, the video is packed without them. Raises UserError when ``input`` is no LeRobot dataset of a known version, the camera does not
+    exist, or no episode has pictures.
     """
 
-    def __init__(self, uri: str, resolution: int, heldout_share: float, camera: str = "") -> None:
+    domain = "robot"
+
+    def __init__(self, input: str, source: str, resolution: int, rules: CutRules, camera: str = "", licence: str = "") -> None:
         if resolution < 16:
             raise UserError(f"resolution {resolution}: give at least 16 pixels")
-        self.uri, self.resolution, self.outcomes = uri, resolution, Counter[str]()
-        self._info = _read_info(uri)
-        self.camera = _chosen_camera(uri, self._info.features, camera)
-        self._action_columns = _numeric(self._info.features, "action", "actions")
-        self._state_columns = _numeric(self._info.features, "observation.state", "observation.states")
-        if not self._action_columns:
-            raise UserError(f"{uri}: no feature 'action' in meta/info.json; give a dataset with recorded actions")
-        names = storage.list_files(uri)
-        # pandas writes the index of version 3's table under its own name where it has none.
-        tasks = _meta_rows(uri, self._info, "tasks", names)
-        self._tasks = {row.get("task_index"): str(row.get("task") or row.get("__index_level_0__") or "") for row in tasks}
-        self._episodes: list[_Episode] = []
-        missing: list[_Unusable] = []
-        for episode in _read_episodes(uri, self._info, self.camera, names):
-            if episode.frames < MIN_SECONDS * self._info.fps:
-                self.outcomes[f"shorter than {MIN_SECONDS:g} s"] += 1
-            elif episode.video is not None and episode.video not in names:
-                missing.append(_Unusable("missing video", episode.video))
-            elif episode.data not in names:
-                missing.append(_Unusable("missing action rows", episode.data))
-            else:
-                self._episodes.append(episode)
-        self.outcomes.update(error.reason for error in missing)
-        if not self._episodes:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.outcomes.items()))
-            reasons += f", such as {missing[0].file}" if missing else ""
-            raise UserError(f"{uri}: no usable episode ({reasons or 'none listed'}); download the dataset again or give another")
-        self._named: set[tuple[str, str]] = set()
-        for error in missing:
-            self._name(error)
-        self._heldout = held_out([episode.key for episode in self._episodes], heldout_share)
-        # By place in the files, so that each is read once and forwards.
-        self._episodes.sort(key=lambda one: (one.video or one.data, one.start or 0.0, one.index))
+        self.source = source
+        self._input, self._resolution, self._rules = input, resolution, rules
+        self._info = read_info(input)
+        self.camera = chosen_camera(input, self._info.features, camera)
+        self._licence = licence or self._info.licence or "as the original dataset"
+        self._action_columns = numeric(self._info.features, "action", "actions")
+        self._state_columns = numeric(self._info.features, "observation.state", "observation.states")
+        self._tasks: dict[Any, str] = {}
+        self._items: tuple[LeRobotItem, ...] = self._listed()
 
-    @property
-    def segments(self) -> int:
-        """Episodes to expect from ``episodes``, which cuts those above ``SEGMENT_FRAMES``."""
-        return sum(episode.segments for episode in self._episodes)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_items": ()}  # there may be 100,000 of them, and a task is given those that it reads
 
-    def episodes(self) -> Iterator[SourceEpisode]:
-        """Every usable episode, in the order of the video files.
+    def items(self) -> Sequence[LeRobotItem]:
+        self._items = self._items or self._listed()
+        return self._items
 
-        One above ``SEGMENT_FRAMES`` comes in segments, its actions and states cut with it (the action across a cut is dropped); of one whose
-        video breaks off, those segments that are whole are given, and it counts as damaged.
-        """
-        data = _DataFiles(self.uri, [*self._action_columns, *self._state_columns, self.camera])
-        videos = _VideoFiles(self.uri, self._info.fps)
-        try:
-            for episode in self._episodes:
-                try:
-                    yield from self._segments(episode, data, videos)
-                    self.outcomes["packed"] += 1
-                except _Unusable as error:
-                    self.outcomes[error.reason] += 1
-                    self._name(error)
-        finally:
-            videos.close()
+    def episodes(self, item: Item) -> Iterator[SourceEpisode | Skipped]:
+        """Segments of each episode of an item; each of its two files is read once and forwards."""
+        assert isinstance(item, LeRobotItem)
+        data = _DataFile(storage.join(self._input, item.data), [*self._action_columns, *self._state_columns, self.camera])
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            closing(_VideoFile(storage.join(self._input, item.video or ""), self._info.fps, scratch)) as video,
+        ):
+            for episode in item.episodes:
+                recording = self._recording(episode, data, video)
+                if isinstance(recording, Skipped):
+                    yield recording
+                else:
+                    yield from cut(recording, self._rules)
 
-    def _segments(self, episode: _Episode, data: _DataFiles, videos: _VideoFiles) -> Iterator[SourceEpisode]:
-        table = data.rows(episode)
-        actions = _matrix(table.slice(0, episode.frames - 1), self._action_columns, "action", episode.data)
-        state = _matrix(table, self._state_columns, "state", episode.data) if self._state_columns else None
+    def _listed(self) -> tuple[LeRobotItem, ...]:
+        """All episodes by the files that hold them; fills the table of tasks where it is needed."""
+        names = storage.list_files(self._input)
+        groups: dict[tuple[str, str | None], list[Episode]] = {}
+        missing: Counter[str] = Counter()
+        episodes = read_episodes(self._input, self._info, self.camera, names)
+        for episode in episodes:
+            groups.setdefault((episode.data, episode.video), []).append(episode)
+            if (episode.video or episode.data) not in names:
+                missing[episode.video or episode.data] += 1
+        if missing.total() == len(episodes):
+            reason = f"{missing.total()} missing video, such as {next(iter(missing))}" if missing else "none listed"
+            raise UserError(f"{self._input}: no usable episode ({reason}); download the dataset again or give another")
+        if not all(episode.task for episode in episodes):
+            # pandas writes the index of version 3's table under its own name where it has none.
+            rows = meta_rows(self._input, self._info, "tasks", names)
+            self._tasks = {row.get("task_index"): str(row.get("task") or row.get("__index_level_0__") or "") for row in rows}
+        items = []
+        for (data, video), some in sorted(groups.items(), key=lambda group: (group[0][1] or "", group[0][0])):
+            size = names.get(data, 0) + names.get(video or "", 0)
+            ordered = tuple(sorted(some, key=lambda one: (one.start or 0.0, one.index)))
+            items.append(LeRobotItem(data if video is None else f"{data}+{video}", size, data, video, ordered))
+        return tuple(items)
+
+    def _recording(self, episode: Episode, data: _DataFile, video: _VideoFile) -> Recording | Skipped:
+        name = f"episode {episode.index}"
+        columns = [*self._action_columns, *self._state_columns]
+        table, why = data.rows(episode) if columns or self._tasks or episode.video is None else (None, "")
+        if table is None and episode.video is None:
+            return Skipped(name, why)
+        actions, no_actions = _matrix(table, why, self._action_columns, episode.frames - 1)
+        state, no_state = _matrix(table, why, self._state_columns, episode.frames)
+        lost = [f"{what} ({why})" for what, why in (("actions", no_actions), ("state", no_state)) if why]
         # Most episodes name their tasks; else the first row's number does.
-        task = episode.task or (self._tasks.get(table["task_index"][0].as_py(), "") if "task_index" in table.column_names else "")
-        if episode.video is None:
-            frames = _pictures(table, self.camera, episode.data)
-        else:
-            frames = videos.frames(episode.video, episode.start, episode.frames)
-        cuts = [round(part * episode.frames / episode.segments) for part in range(episode.segments + 1)]
-        for part, (start, stop) in enumerate(itertools.pairwise(cuts)):
-            video = self._stacked(frames, stop - start, episode)
-            key, split = f"{episode.key}-{part:05d}", "heldout" if episode.key in self._heldout else "train"
-            meta, states = self._meta(episode, task, start, stop), None if state is None else state[start:stop]
-            yield SourceEpisode(key, split, video, self._info.fps, meta, actions[start : stop - 1], states)
+        task = episode.task
+        if not task and table is not None and "task_index" in table.column_names:
+            task = self._tasks.get(table["task_index"][0].as_py(), "")
+        place = {"dataset": storage.name(self._input), "version": self._info.version, "episode": episode.index}
+        return Recording(
+            name=name,
+            key=f"episode-{episode.index:06d}",
+            group=name,
+            fps=self._info.fps,
+            frames=self._frames(episode, table, video),
+            meta={
+                "embodiment": self._info.robot,
+                "camera": self.camera,
+                "task": task,
+                "action": ", ".join(self._action_columns if actions is not None else ()),
+                "state": ", ".join(self._state_columns if state is not None else ()),
+                "licence": self._licence,
+                "provenance": {**place, "file": episode.video or episode.data},
+            },
+            start_s=episode.start or 0.0,
+            split=episode.split,
+            actions=actions,
+            state=state,
+            note=f"without {' and '.join(lost)}" if lost else "",
+        )
 
-    def _stacked(self, frames: Iterator[av.VideoFrame], count: int, episode: _Episode) -> NDArray[np.uint8]:
-        """The next ``count`` frames, made small: uint8 ``[count, H, W, 3]``, H and W even, as H.264 with subsampled colour needs them."""
-        reformatter, small = VideoReformatter(), []
-        for frame in itertools.islice(frames, count):
-            factor = min(1.0, self.resolution / min(frame.width, frame.height))
-            width, height = (2 * max(1, round(side * factor / 2)) for side in (frame.width, frame.height))
-            small.append(reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1).to_ndarray())
-        if len({pixels.shape for pixels in small}) != 1:
-            raise _Unusable("damaged video", episode.video or episode.data)
-        return np.stack(small).astype(np.uint8, copy=False)
-
-    def _meta(self, episode: _Episode, task: str, start: int, stop: int) -> dict[str, Any]:
-        start_s, end_s = (round((episode.start or 0.0) + frame / self._info.fps, 3) for frame in (start, stop))
-        origin = {"dataset": self.uri.rstrip("/").rpartition("/")[2], "version": self._info.version, "episode": episode.index}
-        origin |= {"file": episode.video or episode.data, "start_s": start_s, "end_s": end_s}
-        about = {"embodiment": self._info.robot, "camera": self.camera, "task": task, "licence": "as the original dataset"}
-        return {**about, "action": ", ".join(self._action_columns), "state": ", ".join(self._state_columns), "provenance": origin}
-
-    def _name(self, error: _Unusable) -> None:
-        if (error.file, error.reason) not in self._named:
-            self._named.add((error.file, error.reason))
-            _log.warning("%s: %s", storage.join(self.uri, error.file), error.reason)
+    def _frames(self, episode: Episode, table: Any, video: _VideoFile) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+        """Time since the first frame and the small picture of each. Raises Unusable."""
+        reformatter = VideoReformatter()
+        pictures = _pictures(table, self.camera) if episode.video is None else video.frames(episode.start, episode.frames)
+        try:
+            for number, frame in enumerate(pictures):
+                yield number / self._info.fps, small_picture(frame, self._resolution, reformatter)
+        except UserError:  # a ValueError too: of the storage, not of the file
+            raise
+        except FileNotFoundError as error:
+            raise Unusable("missing video") from error
+        except _BAD_VIDEO as error:
+            video.close()  # the state of a decoder that failed is unknown: the next episode opens the file anew
+            raise Unusable("damaged video") from error
 
 
-class _DataFiles:
-    """Rows of episodes; the file read last stays in memory, since one of version 3 holds many episodes."""
+class _DataFile:
+    """Rows of episodes; read when the first is asked for, and kept."""
 
     def __init__(self, uri: str, columns: Sequence[str]) -> None:
-        self._uri, self._name, self._columns = uri, "", {*columns, "episode_index", "frame_index", "task_index"}
-        self._table, self._owners = pa.table({}), np.empty(0, np.int64)
+        self._uri, self._columns = uri, {*columns, "episode_index", "frame_index", "task_index"}
+        self._table: Any = None
+        self._owners: NDArray[np.int64] = np.empty(0, np.int64)
+        self._fault = ""
 
-    def rows(self, episode: _Episode) -> Any:
-        """The episode's rows as a table, in the order of its frames. Raises _Unusable."""
-        if episode.data != self._name:
-            self._open(episode.data)
+    def rows(self, episode: Episode) -> tuple[Any, str]:
+        """The episode's rows as a table, in the order of its frames; or none, and why."""
+        if self._table is None and not self._fault:
+            self._fault = self._open()
+        if self._fault:
+            return None, self._fault
         found = np.flatnonzero(self._owners == episode.index)
         if not len(found):
-            raise _Unusable("missing action rows", episode.data)
-        table, expected = self._table.slice(found[0], len(found)), np.arange(episode.frames)
+            return None, "missing rows"
+        table, expected = self._table.slice(found[0], len(found)), np.arange(len(found))
         numbers = table["frame_index"].to_numpy() if "frame_index" in table.column_names else expected
-        if not (np.array_equal(found - found[0], expected) and np.array_equal(numbers, expected)):
-            raise _Unusable("mismatched action rows", episode.data)
-        return table
+        sound = len(found) == episode.frames and np.array_equal(found - found[0], expected) and np.array_equal(numbers, expected)
+        return (table, "") if sound else (None, "not one row per frame")
 
-    def _open(self, name: str) -> None:
-        self._name = ""
-        raw = storage.read_bytes(storage.join(self._uri, name))
+    def _open(self) -> str:
+        """Returns why it cannot be read, else nothing."""
+        try:
+            raw = storage.read_bytes(self._uri)
+        except FileNotFoundError:
+            return "missing rows"
         try:
             file = pq.ParquetFile(io.BytesIO(raw), pre_buffer=False)
             columns = [column for column in file.schema_arrow.names if column in self._columns]
-            self._table = file.read(columns=columns, use_threads=False)
-            self._owners = self._table["episode_index"].to_numpy()
-        except (*_BAD_TABLE, KeyError) as error:
-            raise _Unusable("unreadable action rows", name) from error
-        self._name = name
+            table = file.read(columns=columns, use_threads=False)
+            self._owners = table["episode_index"].to_numpy()
+        except (*BAD_TABLE, KeyError):
+            return "unreadable rows"
+        self._table = table
+        return ""
 
 
-class _VideoFiles:
-    """Frames by time. A file is read forwards; it seeks only where what is wanted lies behind, or more than ``SEEK_SECONDS`` ahead."""
+class _VideoFile:
+    """Frames by time. The file is read forwards; it seeks only where what is wanted lies behind, or more than ``SEEK_SECONDS`` ahead.
 
-    def __init__(self, uri: str, fps: float) -> None:
-        self._uri, self._fps, self._name = uri, fps, ""
+    One on object storage is copied to the folder ``scratch`` first: it may be larger than the memory of a task.
+    """
+
+    def __init__(self, uri: str, fps: float, scratch: str) -> None:
+        self._uri, self._fps, self._copy = uri, fps, Path(scratch, "video")
         self._container: Any = None
         self._stream: Any = None
         self._frames: Iterator[tuple[float, av.VideoFrame]] = iter(())
         self._shown: tuple[float, av.VideoFrame] | None = None
         self._coming: tuple[float, av.VideoFrame] | None = None
 
-    def frames(self, name: str, start: float | None, count: int) -> Iterator[av.VideoFrame]:
-        """``count`` frames: frame k is the one nearest to ``start + k / fps`` seconds, at most half a frame from it. Raises _Unusable."""
-        try:
-            if name != self._name:
-                self._open(name)
-            if start is None:
-                start = float((self._stream.start_time or 0) * self._stream.time_base)
-            here = self._shown[0] if self._shown else 0.0
-            if not here - 0.5 / self._fps <= start <= here + SEEK_SECONDS:
-                self._container.seek(max(0, round((start - SEEK_SECONDS) / self._stream.time_base)), stream=self._stream)
-                self._frames, self._shown, self._coming = self._decoded(), None, None
-            for k in range(count):
-                yield self._nearest(start + k / self._fps)
-        except UserError:  # a ValueError too: of the storage, not of the file
-            raise
-        except _BAD_VIDEO as error:
-            self.close()  # the state of a decoder that failed is unknown: the next episode opens the file anew
-            raise _Unusable("damaged video", name) from error
+    def frames(self, start: float | None, count: int) -> Iterator[av.VideoFrame]:
+        """``count`` frames: frame k is the one nearest to ``start + k / fps`` seconds, at most half a frame from it.
+
+        Raises FileNotFoundError, and ValueError or another of ``_BAD_VIDEO`` where there is no such frame.
+        """
+        if self._container is None:
+            self._open()
+        if start is None:
+            start = float((self._stream.start_time or 0) * self._stream.time_base)
+        here = self._shown[0] if self._shown else 0.0
+        if not here - 0.5 / self._fps <= start <= here + SEEK_SECONDS:
+            self._container.seek(max(0, round((start - SEEK_SECONDS) / self._stream.time_base)), stream=self._stream)
+            self._frames, self._shown, self._coming = self._decoded(), None, None
+        for k in range(count):
+            yield self._nearest(start + k / self._fps)
 
     def close(self) -> None:
         if self._container is not None:
             self._container.close()
-        self._name, self._container, self._shown, self._coming = "", None, None, None
+        self._container, self._shown, self._coming = None, None, None
 
-    def _open(self, name: str) -> None:
-        self.close()
-        path = storage.local_path(uri := storage.join(self._uri, name))
-        self._container = av.open(str(path) if path is not None else io.BytesIO(storage.read_bytes(uri)))
+    def _open(self) -> None:
+        path = storage.local_path(self._uri)
+        if path is None:
+            path = self._copy
+            if not path.exists():
+                storage.download_file(self._uri, path)
+        if not path.is_file():
+            raise FileNotFoundError(self._uri)
+        self._container = av.open(str(path))
         self._stream = self._container.streams.video[0]
         if self._stream.codec_context is None:
-            raise ValueError(f"{name}: unknown codec")
+            raise ValueError(f"{self._uri}: unknown codec")
         self._stream.thread_type = "AUTO"
-        self._frames, self._name = self._decoded(), name
+        self._frames = self._decoded()
 
     def _decoded(self) -> Iterator[tuple[float, av.VideoFrame]]:
         return ((frame.time, frame) for frame in self._container.decode(self._stream) if frame.time is not None)
@@ -284,117 +263,25 @@ class _VideoFiles:
         return self._shown[1]
 
 
-def _pictures(table: Any, column: str, file: str) -> Iterator[av.VideoFrame]:
-    """The pictures (PNG or JPEG) that the rows hold. Raises _Unusable."""
+def _pictures(table: Any, column: str) -> Iterator[av.VideoFrame]:
+    """The pictures (PNG or JPEG) that the rows hold. Raises Unusable."""
     try:
         for value in table[column]:
             with av.open(io.BytesIO(value["bytes"].as_py()), "r") as container:
                 yield next(container.decode(video=0))
     except (*_BAD_VIDEO, TypeError, KeyError, StopIteration) as error:  # no such column, a null in it, or no picture
-        raise _Unusable("damaged video", file) from error
+        raise Unusable("damaged video") from error
 
 
-def _matrix(table: Any, columns: Sequence[str], name: str, file: str) -> NDArray[np.float32]:
-    """The columns side by side: float32 ``[rows, sum of their sizes]``; a null is not a number. Raises _Unusable."""
+def _matrix(table: Any, why: str, columns: Sequence[str], rows: int) -> tuple[NDArray[np.float32] | None, str]:
+    """The columns' first rows side by side, float32 ``[rows, sum of their sizes]``; or none, and why: ``why`` where there is no table."""
+    if not columns or table is None:
+        return None, why if columns else ""
     try:
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
-            parts = [np.asarray(table[column].to_pylist(), np.float64).astype(np.float32) for column in columns]
-        matrix = np.concatenate([part.reshape(len(table), -1) for part in parts], axis=1)
-    except (KeyError, ValueError, TypeError) as error:  # no such column, rows of different lengths, or no numbers
-        raise _Unusable(f"mismatched {name} rows", file) from error
-    if not np.isfinite(matrix).all():
-        raise _Unusable(f"{name}s not finite", file)
-    return matrix
-
-
-def _read_info(uri: str) -> _Info:
-    where = storage.join(uri, "meta/info.json")
-    try:
-        raw = storage.read_bytes(where)
-    except FileNotFoundError as error:
-        raise UserError(f"{where}: not found; give the folder of a LeRobot dataset, which holds meta, data and videos") from error
-    try:
-        info = json.loads(raw)
-        version, features, fps = str(info["codebase_version"]), info["features"], float(info["fps"])
-        known = re.fullmatch(r"v?(2)\.[01]|v?(3)\.0", version)
-        if known is None:
-            raise ValueError(f"dataset version {version}, this reads 2.0, 2.1 and 3.0")
-        if not (0 < fps <= MAX_FPS and all(isinstance(feature, dict) for feature in features.values())):
-            raise ValueError(f"fps {fps:g}, or features that are none")
-        robot, video_path, chunks_size = info.get("robot_type") or "unknown", info.get("video_path") or "", info.get("chunks_size") or 1000
-        return _Info(version, int(known[1] or known[2]), fps, robot, features, info["data_path"], video_path, int(chunks_size))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{where}: not usable ({reason}); convert the dataset with the lerobot package or download it again") from error
-
-
-def _meta_rows(uri: str, info: _Info, what: str, names: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Rows of ``meta/WHAT.jsonl`` (2.x), or of ``meta/WHAT.parquet`` or all files in ``meta/WHAT`` (3.0); none where there is no file."""
-    ending = "parquet" if info.major == 3 else "jsonl"
-    rows: list[dict[str, Any]] = []
-    for name in (name for name in names if re.fullmatch(rf"meta/{what}(/.+)?\.{ending}", name)):
-        raw = storage.read_bytes(storage.join(uri, name))
-        try:
-            if info.major == 3:
-                file = pq.ParquetFile(io.BytesIO(raw), pre_buffer=False)
-                columns = [column for column in file.schema_arrow.names if not column.startswith("stats/")]
-                rows += file.read(columns=columns, use_threads=False).to_pylist()
-            else:
-                rows += [dict(json.loads(line)) for line in raw.split(b"\n") if line.strip()]
-        except (*_BAD_TABLE, TypeError) as error:
-            raise UserError(f"{storage.join(uri, name)}: unreadable; download the dataset again") from error
-    return rows
-
-
-def _read_episodes(uri: str, info: _Info, camera: str, names: Mapping[str, int]) -> list[_Episode]:
-    """What the dataset lists; a file that it does not place has a name that no file has."""
-    episodes: dict[int, _Episode] = {}
-    embedded = info.features[camera]["dtype"] == "image"
-    for row in _meta_rows(uri, info, "episodes", names):
-        try:
-            index, frames = int(row["episode_index"]), int(row["length"])
-            start = row[f"videos/{camera}/from_timestamp"] if info.major == 3 and not embedded else None
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{uri}: meta/episodes lists an episode without number, length or place; download the dataset again") from error
-        place = {"episode_index": index, "episode_chunk": index // info.chunks_size, "video_key": camera}
-        data = _placed(info.data_path, place, row, "data")
-        video = None if embedded else _placed(info.video_path, place, row, f"videos/{camera}")
-        tasks = row.get("tasks") or []
-        task = "; ".join(text for text in ([tasks] if isinstance(tasks, str) else tasks) if isinstance(text, str))
-        episodes[index] = _Episode(index, frames, task, data, video, start)
-    return list(episodes.values())
-
-
-def _placed(template: str, place: Mapping[str, Any], row: Mapping[str, Any], kind: str) -> str:
-    columns = {name: f"{kind}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")}
-    try:
-        # Null where the video was never written; and then pandas turns the others into floats.
-        return template.format(**place, **{name: int(row[column]) for name, column in columns.items() if column in row})
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return template  # the name of no file
-
-
-def _chosen_camera(uri: str, features: Mapping[str, Mapping[str, Any]], wanted: str) -> str:
-    cameras = sorted(name for name, feature in features.items() if _is_colour(name, feature))
-    if not cameras:
-        raise UserError(f"{uri}: no colour camera in meta/info.json; give a dataset with pictures")
-    if not wanted:
-        return next((name for name in cameras if not _ON_THE_HAND.search(name)), cameras[0])
-    fitting = [name for name in cameras if name == wanted] or [name for name in cameras if name.endswith(f".{wanted}")]
-    if not fitting:
-        raise UserError(f"{uri}: no colour camera {wanted}; give one of {', '.join(cameras)}")
-    return fitting[0]
-
-
-def _is_colour(name: str, feature: Mapping[str, Any]) -> bool:
-    """Whether it is a camera with three channels (at either end of its shape) and not marked as depth in any of the known ways."""
-    marks = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
-    depth = marks.get("is_depth_map") or marks.get("video.is_depth_map") or "depth" in name.lower()
-    return feature.get("dtype") in ("video", "image") and not depth and 3 in (feature.get("shape") or [3])
-
-
-def _numeric(features: Mapping[str, Mapping[str, Any]], *names: str) -> list[str]:
-    """The first of ``names`` that is a feature, else all floating-point features below them (AgiBot World splits actions by joint group)."""
-    whole = [name for name in names if name in features]
-    parts = [key for key in features if key.startswith(tuple(f"{name}." for name in names))]
-    return whole[:1] or sorted(key for key in parts if str(features[key].get("dtype")).startswith("float"))
+            # A null becomes NaN.
+            parts = [np.asarray(table[column].slice(0, rows).to_pylist(), np.float64).astype(np.float32) for column in columns]
+        matrix = np.concatenate([part.reshape(rows, -1) for part in parts], axis=1)
+    except (KeyError, ValueError, TypeError):  # no such column, rows of different lengths, or no numbers
+        return None, "rows of different lengths"
+    return (matrix, "") if np.isfinite(matrix).all() else (None, "not finite")

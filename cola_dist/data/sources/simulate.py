@@ -1,20 +1,23 @@
-"""Simulated episodes: a Sawyer arm with true actions (Meta-World) and a dexterous hand that stands in for human hands (Adroit).
+"""Simulated episodes: a Sawyer arm with true actions (Meta-World), a dexterous hand that stands in for human hands (Adroit), a drawn square.
 
-Needs ``pip install 'cola-dist[sim]'`` and an OpenGL library; rendering in software costs about 10 ms a frame and dominates.
+All but the square need ``pip install 'cola-dist[sim]'`` and an OpenGL library; rendering in software costs about 10 ms a frame and dominates.
 Shadows, reflections and multisampling are off: they cost a factor of ten, and frames are averaged down from twice the size instead.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cola_dist.data.sources import SourceEpisode, held_out
+from cola_dist.data.sources import Item, SourceEpisode
+from cola_dist.data.sources.square import SquareScene
 from cola_dist.errors import UserError
 
 SIZE = 64
@@ -45,49 +48,78 @@ EXPERT_SHARE = 0.35
 STAY_INSIDE = np.array([[-0.26, 0.46, 0.08], [0.26, 0.80, 0.30]])
 """Random directions are redrawn until the hand's target stays in this box (metres), well inside the arm's own limits."""
 
-Domain = Literal["robot", "hand"]
-SOURCES: Mapping[Domain, tuple[str, str]] = {"robot": ("metaworld-sawyer", "robot"), "hand": ("adroit-hand", "human")}
+SQUARE_SCENES = ("square-0", "square-1", "square-2", "square-3")
+
+Domain = Literal["robot", "hand", "square"]
+Split = Literal["train", "heldout"]
+SOURCES: Mapping[Domain, tuple[str, str]] = {
+    "robot": ("metaworld-sawyer", "robot"),
+    "hand": ("adroit-hand", "human"),
+    "square": ("moving-square", "robot"),
+}
 """Source name and shard domain of each."""
 _GL_PACKAGES = "apt-get install libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri"
 
 
 def episode_keys(domain: Domain, episodes: int) -> list[tuple[str, str]]:
     """Scene and key of each episode; scenes take turns, so that every count holds them in equal parts."""
-    scenes = ROBOT_TASKS if domain == "robot" else HAND_SCENES
+    scenes = {"robot": ROBOT_TASKS, "hand": HAND_SCENES, "square": SQUARE_SCENES}[domain]
     chosen = [(scenes[i % len(scenes)], i // len(scenes)) for i in range(episodes)]
     return [(scene, f"{scene.lower()}-{turn:04d}") for scene, turn in sorted(chosen)]
 
 
-def simulate(domain: Domain, episodes: int, seed: int, heldout_share: float) -> Iterator[SourceEpisode]:
-    """Episodes of 40 to 60 frames, a pure function of the arguments on one machine.
+class SimulateOrigin:
+    """Episodes of 40 to 60 frames, a pure function of the arguments on one machine; an item is a scene.
 
     Raises UserError when the simulator or OpenGL is missing.
     """
-    if episodes < 1:
-        raise UserError(f"episodes {episodes}: give at least 1")
-    keys = episode_keys(domain, episodes)
-    heldout = held_out([key for _, key in keys], heldout_share, salt=str(seed))
-    _require(domain)
-    return _recorded(domain, keys, heldout, seed)
 
+    def __init__(self, domain: Domain, episodes: int, seed: int, heldout_share: float) -> None:
+        if episodes < 1:
+            raise UserError(f"episodes {episodes}: give at least 1")
+        self.kind, self.seed = domain, seed
+        self.source, self.domain = SOURCES[domain]
+        self.keys = episode_keys(domain, episodes)
+        self.heldout = held_out([key for _, key in self.keys], heldout_share, salt=str(seed))
+        _require(domain)
 
-def _recorded(domain: Domain, keys: list[tuple[str, str]], heldout: Collection[str], seed: int) -> Iterator[SourceEpisode]:
-    scene: _Scene | None = None
-    try:
-        for name, key in keys:
-            if scene is None or scene.name != name:
-                if scene is not None:
-                    scene.close()
-                scene = _RobotScene(name, seed) if domain == "robot" else _HandScene(name, seed)
-            # The key's own generator: an episode does not depend on how many others are made.
-            rng = np.random.default_rng([seed, *key.encode()])
-            yield scene.record(key, "heldout" if key in heldout else "train", rng)
-    finally:
-        if scene is not None:
+    def items(self) -> list[Item]:
+        """The scenes, in order of name; their size is their number of episodes."""
+        return [Item(scene, count) for scene, count in Counter(scene for scene, _ in self.keys).items()]
+
+    def episodes(self, item: Item) -> Iterator[SourceEpisode]:
+        """Record all episodes of a scene."""
+        _require(self.kind)
+        scene = self._scene(item.name)
+        try:
+            for key in (key for name, key in self.keys if name == item.name):
+                # The key's own generator: an episode does not depend on how many others are made.
+                rng = np.random.default_rng([self.seed, *key.encode()])
+                yield scene.record(key, "heldout" if key in self.heldout else "train", rng)
+        finally:
             scene.close()
+
+    def _scene(self, name: str) -> _Scene | SquareScene:
+        if self.kind == "square":
+            return SquareScene(name)
+        return _RobotScene(name, self.seed) if self.kind == "robot" else _HandScene(name, self.seed)
+
+
+def held_out(names: Collection[str], share: float, salt: str = "") -> frozenset[str]:
+    """The names set aside for evaluation: ``share`` of them, at least one of two or more, chosen by hash.
+
+    The choice depends on the names and the salt alone, not on their order.
+    """
+    if len(names) < 2:
+        return frozenset()
+    count = min(max(1, round(share * len(names))), len(names) - 1)
+    ranked = sorted(names, key=lambda name: hashlib.sha256(f"{salt}/{name}".encode()).hexdigest())
+    return frozenset(ranked[:count])
 
 
 def _require(domain: Domain) -> None:
+    if domain == "square":
+        return
     os.environ.setdefault("MUJOCO_GL", "egl")
     try:
         import mujoco  # noqa: F401
@@ -133,7 +165,7 @@ class _Scene:
     def close(self) -> None:
         self._renderer.close()
 
-    def record(self, key: str, split: str, rng: np.random.Generator) -> SourceEpisode:
+    def record(self, key: str, split: Split, rng: np.random.Generator) -> SourceEpisode:
         raise NotImplementedError
 
 
@@ -153,7 +185,8 @@ class _RobotScene(_Scene):
         self._env.reset()
         super().__init__(task, self._env.model, self._env.data, (1.0, 155.0, -35.0), (0.02, 0.64, 0.16))
 
-    def record(self, key: str, split: str, rng: np.random.Generator) -> SourceEpisode:
+    def record(self, key: str, split: Split, rng: np.random.Generator) -> SourceEpisode:
+        """40 to 60 frames of held actions, some runs by the task's expert, with the actions and the arm's states."""
         frames = int(rng.integers(40, 61))
         self._env.set_task(self._tasks[int(rng.integers(len(self._tasks)))])
         observation, _ = self._env.reset()
@@ -177,7 +210,8 @@ class _RobotScene(_Scene):
             actions.append(action)
             states.append(observation[:4])
             video.append(self.picture())
-        return SourceEpisode(key, split, np.stack(video), FPS, self._meta(), np.stack(actions), np.stack(states).astype(np.float32))
+        moved, seen = np.stack(actions), np.stack(states).astype(np.float32)
+        return SourceEpisode(key, np.stack(video), FPS, self._meta(), key, key, split, moved, seen)
 
     def _hold(self, action: NDArray[Any]) -> NDArray[np.float64]:
         for _ in range(ROBOT_STEPS):
@@ -228,7 +262,8 @@ class _HandScene(_Scene):
         self._env.reset(seed=seed)
         super().__init__(scene, self._env.model, self._env.data, (0.55, 90.0, -60.0), (0.0, -0.19, 0.2))
 
-    def record(self, key: str, split: str, rng: np.random.Generator) -> SourceEpisode:
+    def record(self, key: str, split: Split, rng: np.random.Generator) -> SourceEpisode:
+        """40 to 60 frames of a smooth random walk of the joint targets, without actions."""
         frames = int(rng.integers(40, 61))
         self._env.reset(seed=int(rng.integers(2**31)))
         size = self._env.action_space.shape[0]
@@ -247,7 +282,7 @@ class _HandScene(_Scene):
                 self._env.step(np.clip(rest + reach * action, -1, 1))
             if t >= 3:
                 video.append(self.picture())
-        return SourceEpisode(key, split, np.stack(video), FPS, self._meta())
+        return SourceEpisode(key, np.stack(video), FPS, self._meta(), key, key, split)
 
     def _meta(self) -> dict[str, Any]:
         return {

@@ -1,189 +1,246 @@
-"""A folder of plain video files of any container that FFmpeg reads, cut into segments of bounded length.
+"""Videos of any container that FFmpeg reads, and folders of numbered pictures: as they lie in a folder, as a table lists them, or by a preset.
 
-Frame rate is kept (a variable one becomes its constant average by repeating or dropping frames), audio is dropped, rotation is applied.
+What a file is decides its content, not its name. Audio is dropped, rotation is applied. Frames stand where their time stamps say.
 """
 
 from __future__ import annotations
 
-import io
+import itertools
+import math
 import re
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import PurePosixPath
-from typing import Any
-
-import av
-import numpy as np
-from av.video.reformatter import VideoReformatter
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from cola_dist import storage
-from cola_dist.data.sources import SourceEpisode, held_out
+from cola_dist.data.sources import Item, Skipped, SourceEpisode, Unusable, key_of
+from cola_dist.data.sources.cut import CutRules, Recording, cut
+from cola_dist.data.sources.footage import BEYOND_S, MAX_FPS, VIDEO_NAMES, PictureFolder, VideoFile, on_disk
+from cola_dist.data.sources.presets import Preset, preset_of
+from cola_dist.data.sources.tables import Row, Split, read_table
 from cola_dist.errors import UserError
 
-SEGMENT_FRAMES = 64
-MIN_SECONDS = 2.0
-"""A shorter video is skipped, a shorter last piece joins the segment before it."""
-MAX_FPS = 240.0
-_TEXT_ART = {"tty", "bin", "xbin", "adf", "idf"}
-"""Demuxers that make video of text files."""
-_VIDEO_NAMES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"}
-"""Endings by which an unreadable file counts as a damaged video; what is read does not depend on names."""
-_UNREADABLE = (av.FFmpegError, UnicodeDecodeError, ValueError, OverflowError)
+
+class _Found(NamedTuple):
+    """A video below the input, or all pictures whose names begin with ``prefix``."""
+
+    size: int
+    group: str
+    prefix: str = ""
 
 
-@dataclass(frozen=True)
-class VideoFile:
-    """A readable video: its name below the folder, the key of its segments, frames as counted without decoding, frames per second."""
+class VideoOrigin:
+    """Videos below ``input`` (local or object storage), whose short side becomes at most ``resolution`` pixels.
 
-    name: str
-    key: str
-    frames: int
-    fps: float
-
-    @property
-    def shortest(self) -> int:
-        """Frames in ``MIN_SECONDS``."""
-        return int(np.ceil(MIN_SECONDS * self.fps))
-
-    @property
-    def segment_frames(self) -> int:
-        return max(SEGMENT_FRAMES, self.shortest)
-
-    @property
-    def segments(self) -> int:
-        """Segments to expect; decoding may show that a header lied."""
-        return 1 + max(0, self.frames - self.shortest) // self.segment_frames
-
-
-class VideoFolder:
-    """The videos below ``uri`` (local or object storage) as episodes whose short side is at most ``resolution`` pixels.
-
-    Whole files are held out, so that no scene stands in both splits; of a single file, its end. ``outcomes`` counts files by the reason why
-    they give nothing, and as "packed" or "damaged" while ``episodes`` runs. Raises UserError when the folder holds no usable video.
+    ``preset`` is a name out of ``presets()``. ``table``, a path below ``input`` or a URI (of a folder too, if there is a preset), lists the files
+    or parts of files to take; a preset's own tables are used where they lie below ``input``. ``fps`` is the rate of pictures, and overrules
+    that of videos; 0 leaves it to the preset and the files. ``domain`` ("robot" or "human") counts where the preset does not know it, its licence
+    where none is given. One item is one file or folder of pictures. Raises UserError.
     """
 
-    def __init__(self, uri: str, resolution: int, heldout_share: float) -> None:
+    def __init__(
+        self,
+        input: str,
+        source: str,
+        domain: str,
+        resolution: int,
+        rules: CutRules,
+        preset: str = "",
+        table: str = "",
+        licence: str = "",
+        fps: float = 0.0,
+    ) -> None:
+        known = preset_of(preset) if preset else None
+        self.input, self.source, self.resolution, self.rules = input, source, resolution, rules
+        self.domain = (known.domain if known else "") or domain
+        if self.domain not in ("robot", "human"):
+            raise UserError(f"domain {self.domain or 'missing'}: give robot or human")
         if resolution < 16:
             raise UserError(f"resolution {resolution}: give at least 16 pixels")
-        self.uri, self.resolution, self.heldout_share = uri, resolution, heldout_share
-        self.outcomes: Counter[str] = Counter()
-        self.files: list[VideoFile] = []
-        names = storage.list_files(uri)
-        if not names:
-            raise UserError(f"{uri}: no such folder, or nothing in it")
-        for name in names:
-            self._scan(name)
-        if not self.files:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.outcomes.items()))
-            raise UserError(f"{uri}: no usable video among {len(names)} files ({reasons})")
-        self._heldout = held_out([file.name for file in self.files], heldout_share)
+        if not 0 <= fps <= MAX_FPS:
+            raise UserError(f"fps {fps:g}: give a frame rate up to {MAX_FPS:g}, or 0 for the files' own")
+        self.licence = licence or (known.licence if known else "") or "as the original file"
+        self.dataset = (known.title if known else "") or source
+        self.fps = fps or (known.fps if known else 0.0)
+        listing = storage.list_files(input)
+        if not listing:
+            raise UserError(f"{input}: no such folder, or nothing in it")
+        self._pattern = ""
+        self._found, everything = self._files(listing, known)
+        self._rows: dict[str, list[Row]] = {}
+        tables = self._tables(listing, known, table)
+        if tables:
+            self._take_rows(tables, known, everything, bool(table))
 
-    @property
-    def segments(self) -> int:
-        """Episodes to expect."""
-        return sum(file.segments for file in self.files)
+    def items(self) -> Sequence[Item]:
+        """Every file or folder of pictures, and what a table lists without there being a file (of size 0), in the order of names."""
+        names = sorted(self._rows or self._found)
+        return [Item(name, self._found[name].size if name in self._found else 0) for name in names]
 
-    def episodes(self) -> Iterator[SourceEpisode]:
-        """Every segment of every file, in the order of names."""
-        for file in self.files:
-            start = index = 0
-            for video in _segments(self._frames(file), file):
-                span = {"file": file.name, "start_s": round(start / file.fps, 3), "end_s": round((start + len(video)) / file.fps, 3)}
-                meta = {"licence": "as the original file", "provenance": span}
-                yield SourceEpisode(f"{file.key}-{index:05d}", self._split(file, index), video, file.fps, meta)
-                start, index = start + len(video), index + 1
-            self.outcomes["packed" if index else "damaged"] += 1
-
-    def _split(self, file: VideoFile, index: int) -> str:
-        if len(self.files) > 1:
-            return "heldout" if file.name in self._heldout else "train"
-        tail = max(1, round(self.heldout_share * file.segments))
-        return "heldout" if 0 < file.segments - tail <= index else "train"
-
-    def _scan(self, name: str) -> None:
+    def episodes(self, item: Item) -> Iterator[SourceEpisode | Skipped]:
+        """Segments of a file; of the parts of it that a table lists, in the order of their beginnings."""
+        rows = sorted(self._rows.get(item.name, [Row(item.name)]), key=lambda row: row.start or 0.0)
+        named = {f"{item.name}#{row.id or number}" if self._rows else item.name: row for number, row in enumerate(rows)}
+        if len(named) < len(rows):
+            named = {f"{item.name}#{number}": row for number, row in enumerate(rows)}
+        key = key_of(item.name)
+        keys = [key] if len(rows) == 1 else [f"{key}-{number:05d}" for number in range(len(rows))]
+        todo = deque(zip(keys, named.items(), strict=True))
         try:
-            with _opened(storage.join(self.uri, name)) as (container, stream):
-                rate = stream.average_rate or stream.guessed_rate
-                count = sum(1 for packet in container.demux(stream) if packet.size)
-                fps = float(rate) if rate else 0.0
-        except _NoVideo:
-            self.outcomes["not a video"] += 1
+            if all(row.fault for row in rows):
+                raise Unusable(rows[0].fault)
+            with self._opened(item.name) as reader:
+                while todo:
+                    key, (name, row) = todo[0]
+                    yield from self._part(item.name, name, key, row, reader)
+                    todo.popleft()
+        except (Unusable, FileNotFoundError) as error:
+            reason = str(error) if isinstance(error, Unusable) else "file missing"
+            for _, (name, row) in todo:
+                yield Skipped(name, row.fault or reason)
+
+    def _part(self, file: str, name: str, key: str, row: Row, reader: VideoFile | PictureFolder) -> Iterator[SourceEpisode | Skipped]:
+        if row.fault:
+            yield Skipped(name, row.fault)
             return
-        except _UNREADABLE:
-            self.outcomes["damaged" if PurePosixPath(name).suffix.lower() in _VIDEO_NAMES else "not a video"] += 1
+        scale = reader.fps if row.in_frames else 1.0
+        end = math.inf if row.end is None else row.end / scale
+        frames = reader.between((row.start or 0.0) / scale, end)
+        try:
+            first = next(frames, None)
+        except Unusable as error:
+            yield Skipped(name, str(error))
             return
-        if count < 2:
-            self.outcomes["single picture"] += 1
-        elif not 0 < fps <= MAX_FPS:
-            self.outcomes["no usable frame rate"] += 1
-        elif count / fps < MIN_SECONDS:
-            self.outcomes[f"shorter than {MIN_SECONDS:g} s"] += 1
+        if first is None or reader.duration + BEYOND_S < end < math.inf:
+            yield Skipped(name, "times beyond the end of the file")
+            return
+        begin = first[0]
+        provenance = {"dataset": self.dataset, "file": file} | ({"row": row.id or row.name} if self._rows else {})
+        recording = Recording(
+            name=name,
+            key=key,
+            group=row.group or self._found[file].group,
+            fps=reader.fps,
+            frames=((time - begin, picture) for time, picture in itertools.chain([first], frames)),
+            meta={"licence": self.licence, "provenance": provenance} | ({"text": row.text} if row.text else {}),
+            start_s=begin,
+            split=row.split,
+        )
+        yield from cut(recording, self.rules)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[VideoFile | PictureFolder]:
+        prefix = self._found[name].prefix
+        if prefix:
+            yield PictureFolder(self.input, prefix, re.compile(self._pattern, re.IGNORECASE), self.resolution, self.fps)
+            return
+        with on_disk(storage.join(self.input, name)) as path, closing(VideoFile(path, name, self.resolution, self.fps)) as reader:
+            yield reader
+
+    def _files(self, listing: Mapping[str, int], preset: Preset | None) -> tuple[dict[str, _Found], dict[str, _Found]]:
+        """What is taken where no table says so, and what a table may name."""
+        if preset is None:
+            found = {name: _Found(size, name) for name, size in listing.items()}
+            return found, found
+        matching = [_matching(listing, pattern) for pattern in preset.files]
+        if not any(matching):
+            raise UserError(f"{self.input}: no file lies there as in {preset.title or preset.name}; give the folder that holds its videos")
+        number = next(number for number, found in enumerate(matching) if found)
+        self._pattern = preset.files[number]
+        return matching[number], {name: found for each in reversed(matching) for name, found in each.items()}
+
+    def _tables(self, listing: Mapping[str, int], preset: Preset | None, table: str) -> list[tuple[str, Split]]:
+        """URIs of tables and the split of their rows."""
+        patterns = preset.tables if preset else ()
+        folder, names = self.input, list(listing)
+        if table and table not in listing:
+            names = list(storage.list_files(table))
+            folder = table
+            if not names:
+                if not storage.exists(table):
+                    raise UserError(f"{table}: no such table, neither below {self.input} nor as it is given")
+                return [(table, next((split for pattern, split in patterns if re.search(pattern, storage.name(table), re.IGNORECASE)), ""))]
+        elif table:
+            names = [table]
+        found = [(name, split) for pattern, split in patterns for name in names if re.search(pattern, name, re.IGNORECASE)]
+        if table and not found:
+            if len(names) > 1:
+                raise UserError(f"{table}: none of its files is a table of {preset.title if preset else 'a preset'}; give the table itself")
+            found = [(names[0], "")]
+        return [(storage.join(folder, name), split) for name, split in found]
+
+    def _take_rows(self, tables: Iterable[tuple[str, Split]], preset: Preset | None, files: dict[str, _Found], wanted: bool) -> None:
+        rows: dict[str, list[Row]] = defaultdict(list)
+        index = _Index(files, self.input)
+        for uri, split in tables:
+            for row in read_table(uri, preset.columns if preset else None, split):
+                names = index.find(row.files)
+                if len(names) == 1:
+                    rows[names[0]].append(row)
+                else:
+                    fault = row.fault or ("several files of that name" if names else "file missing")
+                    rows[index.plain(row.files[0]) if row.files else row.name].append(row._replace(fault=fault))
+        if any(name in files for name in rows):
+            self._found, self._rows = files, dict(rows)
+        elif wanted:
+            missing = next(iter(rows))
+            raise UserError(
+                f"{self.input}: none of the files that the table lists is there, such as {missing}; give the folder they are in"
+            )
+
+
+def _matching(listing: Mapping[str, int], pattern: str) -> dict[str, _Found]:
+    """Files, or folders of pictures, whose names fit the pattern of a preset."""
+    compiled = re.compile(pattern, re.IGNORECASE)
+    found: dict[str, _Found] = {}
+    series: dict[str, _Found] = {}
+    for name, size in listing.items():
+        match = compiled.search(name)
+        if match is None:
+            continue
+        group = match.groupdict().get("group") or ""
+        if "number" in compiled.groupindex:
+            prefix = name[: match.start("number")]
+            size += series[prefix].size if prefix in series else 0
+            series[prefix] = _Found(size, group, prefix)
         else:
-            stem = re.sub(r"[^A-Za-z0-9_-]+", "-", str(PurePosixPath(name).with_suffix(""))).strip("-") or "video"
-            taken = {file.key for file in self.files}
-            key = next(key for key in (stem, *(f"{stem}-v{n}" for n in range(2, len(taken) + 3))) if key not in taken)
-            self.files.append(VideoFile(name, key, count, fps))
-
-    def _frames(self, file: VideoFile) -> Iterator[NDArray[np.uint8]]:
-        """Frames uint8 ``[H, W, 3]`` at the file's constant rate, up to the first that does not decode."""
-        shown: NDArray[np.uint8] | None = None
-        given = 0
-        origin: float | None = None
-        reformatter = VideoReformatter()
-        try:
-            with _opened(storage.join(self.uri, file.name)) as (container, stream):
-                stream.thread_type = "AUTO"
-                for frame in container.decode(stream):
-                    time = frame.time if frame.time is not None else given / file.fps
-                    origin = time if origin is None else origin
-                    due = round((time - origin) * file.fps)
-                    if due < given:
-                        continue
-                    while shown is not None and given < due:
-                        yield shown
-                        given += 1
-                    shown = self._small(reformatter, frame)
-                    yield shown
-                    given = due + 1
-        except _UNREADABLE:
-            return
-
-    def _small(self, reformatter: VideoReformatter, frame: av.VideoFrame) -> NDArray[np.uint8]:
-        factor = min(1.0, self.resolution / min(frame.width, frame.height))
-        # H.264 with subsampled colour needs even sides.
-        width, height = (2 * max(1, round(side * factor / 2)) for side in (frame.width, frame.height))
-        small = reformatter.reformat(frame, width=width, height=height, format="rgb24", interpolation="AREA", threads=1)
-        return np.ascontiguousarray(np.rot90(small.to_ndarray(), round(frame.rotation / 90) % 4))
+            found[name] = _Found(size, group or name)
+    folders = [prefix.rpartition("/")[0] for prefix in series]
+    for (prefix, pictures), folder in zip(series.items(), folders, strict=True):
+        # Pictures alone in their folder are called by its name, others by what their names have in common too.
+        name = folder if folder and folders.count(folder) == 1 else prefix.rstrip("_-. /") or "pictures"
+        found[name] = pictures._replace(group=pictures.group or name)
+    return found
 
 
-class _NoVideo(Exception):
-    """The file opens, but there is no moving picture in it."""
+class _Index:
+    """Finds files by how a table calls them: below the input, by a part of the path, with or without its ending, or by a foreign whole path."""
 
+    def __init__(self, names: Iterable[str], folder: str) -> None:
+        self._folder = folder.rstrip("/") + "/"
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            path = PurePosixPath(name)
+            self._by_name[path.name].append(name)
+            if path.suffix.lower() in VIDEO_NAMES:
+                self._by_name[path.stem].append(name)
 
-@contextmanager
-def _opened(uri: str) -> Iterator[tuple[Any, Any]]:
-    path = storage.local_path(uri)
-    with av.open(str(path) if path is not None else io.BytesIO(storage.read_bytes(uri))) as container:
-        if not container.streams.video or container.format.name in _TEXT_ART:
-            raise _NoVideo
-        if container.streams.video[0].codec_context is None:
-            raise ValueError(f"{uri}: unknown codec")
-        yield container, container.streams.video[0]
+    def plain(self, name: str) -> str:
+        """A table's name for a file, relative to the input where it can be."""
+        return name.replace("\\", "/").removeprefix(self._folder).removeprefix("./")
 
+    def find(self, names: Sequence[str]) -> list[str]:
+        """The files that the first of the names fits which fits any."""
+        for wanted in map(self.plain, names):
+            fitting = [name for name in self._by_name.get(wanted.rpartition("/")[2], ()) if self._fits(wanted, name)]
+            if fitting:
+                return [wanted] if wanted in fitting else fitting
+        return []
 
-def _segments(frames: Iterator[NDArray[np.uint8]], file: VideoFile) -> Iterator[NDArray[np.uint8]]:
-    """Pieces of ``segment_frames``; a last piece that is shorter than ``MIN_SECONDS`` joins the one before."""
-    held: list[NDArray[np.uint8]] = []
-    for frame in frames:
-        if held and frame.shape != held[0].shape:
-            break  # the picture's size changes inside the file
-        held.append(frame)
-        if len(held) >= file.segment_frames + file.shortest:
-            yield np.stack(held[: file.segment_frames])
-            del held[: file.segment_frames]
-    # A file whose header promised two seconds may still end a frame early.
-    if len(held) >= min(file.shortest, file.frames):
-        yield np.stack(held)
+    @staticmethod
+    def _fits(wanted: str, name: str) -> bool:
+        bare = name.rpartition(".")[0] or name
+        foreign = wanted.startswith("/") or "://" in wanted or wanted[1:3] == ":/"
+        return any(f"/{path}".endswith(f"/{wanted}") or (foreign and wanted.endswith(f"/{path}")) for path in (name, bare))

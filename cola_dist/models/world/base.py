@@ -40,6 +40,14 @@ class WorldModel(nn.Module):
         ``modulation [B, L, *modulation_shape]`` is added to what the flow time gives; none = the generator as it was pretrained.
         """
 
+    @abstractmethod
+    def base_modulation(self, tau: Tensor) -> Tensor:
+        """What the flow time alone gives to every block, ``[B, L, *modulation_shape]`` for ``tau [B, L]``; actions are added to it."""
+
+    @abstractmethod
+    def features(self, x0: Tensor) -> Tensor:
+        """What the generator makes of clean latents ``x0 [B, L, C, h, w]`` without any action: fp32 ``[B, L, F]``, places pooled to a coarse grid."""
+
     def forward(self, x_tau: Tensor, tau: Tensor, modulation: Tensor | None) -> Tensor:
         """`velocity`, as a call of the module: engines that partition parameters (ZeRO stage 3) gather them in the call's hooks."""
         return self.velocity(x_tau, tau, modulation)
@@ -124,7 +132,10 @@ def _read_config(uri: str) -> dict[str, Any]:
     try:
         config = json.loads(storage.read_bytes(storage.join(uri, "config.json")))
     except FileNotFoundError:
-        raise UserError(f"{where} is missing: point world.pretrained to a folder written by save_pretrained") from None
+        # A run's folder, or its export, holds the generator with the other roles.
+        inside = next((part for part in ("world", "export/world") if storage.exists(storage.join(uri, part, "config.json"))), "")
+        hint = f"did you mean {uri}/{inside}?" if inside else "point world.pretrained to a folder written by save_pretrained"
+        raise UserError(f"{where} is missing: {hint}") from None
     except ValueError as error:
         raise UserError(f"{where} is not JSON ({error}): copy the folder again from its origin") from None
     if (

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cola_dist.models.layers import NORM_EPS, SpaceTimeBlock, patchify, sinusoid, spatial_positions, temporal_positions, unpatchify
 from cola_dist.models.world.base import WorldModel
 
+_FEATURE_GRID = 4
 _SMALLEST_TAU = 0.05
 """Bounds the velocity of nearly clean frames; at tau = 0 a frame is context and its velocity has no meaning."""
 
@@ -59,10 +61,41 @@ class SpaceTimeDiT(WorldModel):
         self._checkpointing = True
 
     def velocity(self, x_tau: Tensor, tau: Tensor, modulation: Tensor | None) -> Tensor:
-        _, frames, _, height, width = x_tau.shape
-        time = self.time(sinusoid(tau * 1000.0, self.width))
-        shared = self.time_modulation(time).unflatten(-1, (9, self.width))
-        x = self.embed(patchify(x_tau, self.patch))
+        """fp32 velocity ``[B, L, C, h, w]`` of ``x_tau [B, L, C, h, w]`` at ``tau [B, L]``; ``modulation [B, L, depth, 9, width]`` or none."""
+        height, width = x_tau.shape[-2:]
+        time = self._time(tau)
+        x = self._hidden(x_tau, time, modulation)
+        shift, scale = self.out_modulation(time).unsqueeze(2).chunk(2, -1)
+        x = self.out(self.norm(x) * (1 + scale) + shift)
+        clean = unpatchify(x, self.patch, height, width).float()
+        return (x_tau.float() - clean) / tau.float().clamp(min=_SMALLEST_TAU)[:, :, None, None, None]
+
+    def base_modulation(self, tau: Tensor) -> Tensor:
+        return self._rows(self._time(tau)) + self.tables
+
+    def features(self, x0: Tensor) -> Tensor:
+        """The last block's output, its places pooled to a grid of at most 4 x 4, ``[B, L, F]``."""
+        rows, columns = x0.shape[-2] // self.patch, x0.shape[-1] // self.patch
+        x = self._hidden(x0, self._time(torch.zeros(x0.shape[:2], device=x0.device)), None).float()
+        grid = x.flatten(0, 1).transpose(1, 2).unflatten(2, (rows, columns))
+        pooled = F.adaptive_avg_pool2d(grid, (min(rows, _FEATURE_GRID), min(columns, _FEATURE_GRID)))
+        frames: Tensor = pooled.flatten(1).unflatten(0, x0.shape[:2])
+        return frames
+
+    def _time(self, tau: Tensor) -> Tensor:
+        time: Tensor = self.time(sinusoid(tau * 1000.0, self.width))
+        return time
+
+    def _rows(self, time: Tensor) -> Tensor:
+        """The rows that all blocks share, ``[B, L, 1, 9, width]``."""
+        rows: Tensor = self.time_modulation(time).unflatten(-1, (1, 9, self.width))
+        return rows
+
+    def _hidden(self, x: Tensor, time: Tensor, modulation: Tensor | None) -> Tensor:
+        """``x [B, L, C, h, w]`` through all blocks, ``[B, L, n, width]``."""
+        _, frames, _, height, width = x.shape
+        shared = self._rows(time)[:, :, 0]
+        x = self.embed(patchify(x, self.patch))
         x = x + spatial_positions(height // self.patch, width // self.patch, self.width, x.device)
         x = x + temporal_positions(frames, self.width, x.device)[:, None]
         checkpointing = self._checkpointing and torch.is_grad_enabled()
@@ -71,7 +104,4 @@ class SpaceTimeDiT(WorldModel):
             if modulation is not None:
                 rows = rows + modulation[:, :, index]
             x = checkpoint(block, x, rows, use_reentrant=False) if checkpointing else block(x, rows)
-        shift, scale = self.out_modulation(time).unsqueeze(2).chunk(2, -1)
-        x = self.out(self.norm(x) * (1 + scale) + shift)
-        clean = unpatchify(x, self.patch, height, width).float()
-        return (x_tau.float() - clean) / tau.float().clamp(min=_SMALLEST_TAU)[:, :, None, None, None]
+        return x

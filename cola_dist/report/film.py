@@ -1,0 +1,66 @@
+"""Rollout videos as a page can hold them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from matplotlib.image import imsave
+from numpy.typing import NDArray
+
+from cola_dist import storage
+from cola_dist.errors import UserError
+from cola_dist.report.study import Trial
+
+BUDGET_BYTES = 10 * 1024**2
+"""Of all videos of a page, as base64, with their posters: the page stays below 15 MB."""
+_POSTER_QUALITY = 70
+
+
+@dataclass(frozen=True)
+class Film:
+    """A video and its last frame."""
+
+    source: str
+    """Data URI of the MP4."""
+    poster: str
+    """Data URI of the last frame as JPEG."""
+    still: NDArray[np.uint8]
+    """The last frame, ``[H, W, 3]``."""
+
+    @property
+    def bytes_in_page(self) -> int:
+        """What it adds to the page."""
+        return len(self.source) + len(self.poster)
+
+
+def read_film(trial: Trial, room: int) -> Film | str:
+    """The newest rollout video of a trial, or in words why there is none to show; ``room`` is how many bytes the page still has for it."""
+    if not trial.videos:
+        return "its run has no video"
+    try:
+        data = storage.read_bytes(trial.videos[-1])
+        still = _last_frame(data)
+    except (OSError, UserError, ValueError, av.FFmpegError) as error:
+        return f"its video cannot be read: {error}"
+    picture = io.BytesIO()
+    imsave(picture, still, format="jpg", pil_kwargs={"quality": _POSTER_QUALITY})
+    film = Film(_data_uri("video/mp4", data), _data_uri("image/jpeg", picture.getvalue()), still)
+    return film if film.bytes_in_page <= room else "the page would be too large"
+
+
+def _last_frame(data: bytes) -> NDArray[np.uint8]:
+    last = None
+    with av.open(io.BytesIO(data), "r") as container:
+        for frame in container.decode(video=0):
+            last = frame
+    if last is None:
+        raise ValueError("it holds no frame")
+    return last.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,36 @@
+"""The autoencoder that methods encode with, as a stage of the stream uses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cola_dist.models.autoencoder import PixelAutoencoder
+
+
+class AutoencoderEncoder:
+    """The methods' autoencoder on one device, from arrays to arrays."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._autoencoder, self._device = PixelAutoencoder(), device
+        # The same arithmetic rounds otherwise on another kind of device.
+        self.hash = f"{PixelAutoencoder.hash} on {device.type}"
+
+    @torch.no_grad()
+    def encode(self, video: np.ndarray) -> np.ndarray:
+        """uint8 ``[B, T, 3, H, W]`` to float32 ``[B, L, C, h, w]``, the very latents that a method makes of the clips on this kind of device."""
+        latents: np.ndarray = self._autoencoder.encode(torch.tensor(video).to(self._device)).float().cpu().numpy()
+        return latents
+
+
+@dataclass(frozen=True)
+class EncoderFactory:
+    """Builds the encoder in the actor that encodes. Picklable: it holds no weights."""
+
+    gpus: bool
+    """Whether it encodes on the actor's GPU."""
+
+    def __call__(self) -> AutoencoderEncoder:
+        return AutoencoderEncoder(torch.device("cuda" if self.gpus else "cpu"))

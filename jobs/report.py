@@ -1,0 +1,94 @@
+"""Make a page of one or more sweeps: curves, indicators, rollouts, tests, and where all of it comes from. It needs no other file.
+
+    python jobs/report.py SWEEP [SWEEP ...] [--output report.html] [--figures DIR] [--data DIR] [--reference ARM] [--tracking.uri URI]
+
+SWEEP is a folder that jobs/sweep.py wrote (path or s3:// URI); so may be outputs. The last line on stdout is a JSON object.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tyro
+from rich.console import Console
+
+from cola_dist import storage, tracking
+from cola_dist.command import run_command
+from cola_dist.report.analysis import Analysis
+from cola_dist.report.files import write_data, write_figures
+from cola_dist.report.origin import origin
+from cola_dist.report.page import build, render, sheets
+from cola_dist.report.study import Study, read_study
+from cola_dist.report.summary import result_table, winners
+
+
+@dataclass(frozen=True)
+class Tracking:
+    uri: str = ""
+    """MLflow's tracking URI; empty = that of the newest sweep."""
+
+
+@dataclass(frozen=True)
+class Report:
+    sweeps: tyro.conf.Positional[tuple[str, ...]]
+    """Sweep folders; of trials of the same arm, domain, seed and settings the newest counts."""
+    output: str = "report.html"
+    figures: str = ""
+    """Folder for the figures as PNG; empty = none are written."""
+    data: str = ""
+    """Folder for trials.parquet and curves.parquet; empty = none are written."""
+    reference: str = "cola"
+    """The arm that all others are tested against."""
+    tracking: Tracking = field(default_factory=Tracking)
+    debug: bool = False
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    job = tyro.cli(Report, args=argv, description=__doc__)
+    study = read_study(job.sweeps)
+    analysis = Analysis(study, job.reference)
+    sections = build(analysis, origin(["python", "jobs/report.py", *argv]))
+    page = render(analysis, sections)
+    storage.write_bytes(job.output, page.encode())
+    figures = write_figures(job.figures, sheets(sections)) if job.figures else []
+    data = write_data(job.data, study) if job.data else []
+    for domain in analysis.domains:
+        Console(width=120).print(result_table(analysis, domain))
+    return {
+        "output": job.output,
+        "bytes": len(page.encode()),
+        "figures": figures,
+        "data": data,
+        "arms": analysis.arms,
+        "trials": len(study.trials),
+        "finished": len(study.finished),
+        "damaged": [trial.id for trial, _ in study.damaged],
+        "winners": winners(analysis),
+        "tracked": _track(study, job.tracking.uri, page),
+    }
+
+
+def _track(study: Study, uri: str, page: str) -> bool:
+    """Add the page to the newest sweep's parent run in MLflow; says in a line on stderr why it did not."""
+    sweep = study.sweeps[-1]
+    parent = str(sweep.about.get("mlflow_parent") or "")
+    uri = uri or str(sweep.about.get("tracking_uri") or "")
+    database = uri.removeprefix("sqlite:///")
+    reason = "" if parent else f"{sweep.uri}/sweep.json names no run there"
+    reason = reason or ("" if uri else "no --tracking.uri given, and none in sweep.json")
+    # MLflow would make an empty one.
+    reason = reason or (f"no database {database}" if database != uri and not Path(database).is_file() else "")
+    reason = reason or tracking.attach(uri, parent, page, "report/report.html")
+    if reason:
+        print(f"not in MLflow: {reason}", file=sys.stderr)
+    return not reason
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))
