@@ -134,7 +134,7 @@ class ClipReader:
             return to_clip(kept[ref.start : ref.start + (frames - 1) * ref.stride + 1 : ref.stride], resolution, crop, into)
         return decode_clip(self._video(ref), ref.start, frames, ref.stride, resolution, crop, into)
 
-    def _read(self, position: int, into: np.ndarray) -> Clip:
+    def read(self, position: int, into: np.ndarray) -> Clip:
         """Write the clip at a position to ``into``, uint8 [T, 3, H, W]. What it is, and of unreadable ones that it replaces a line each."""
         skipped: list[str] = []
         self._fetched, began = [0.0, 0.0], time.perf_counter()
@@ -161,7 +161,7 @@ class ClipReader:
         positions = list(positions)
         shape = (self.config.frames, 3, self.config.resolution, self.config.resolution)
         video = self._memory.take((len(positions), *shape))
-        clips = [self._read(position, place) for position, place in zip(positions, video, strict=True)]
+        clips = [self.read(position, place) for position, place in zip(positions, video, strict=True)]
         return Batch(
             video=video,
             position=np.array(positions, dtype=np.int64),
