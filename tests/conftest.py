@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,15 @@ import pytest
 # A busy machine is no failure.
 hypothesis.settings.register_profile("any-machine", deadline=None)
 hypothesis.settings.load_profile("any-machine")
+
+
+@pytest.fixture(autouse=True)
+def no_test_takes_priority() -> Iterator[None]:
+    """A library that makes the test process real-time makes all later jobs so, and they keep the machine from working (an AV1 encoder did)."""
+    policy = getattr(os, "sched_getscheduler", lambda _: 0)
+    before = policy(0)
+    yield
+    assert policy(0) == before
 
 
 @dataclass(frozen=True)

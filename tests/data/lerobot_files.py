@@ -6,6 +6,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ def told(video: NDArray[np.uint8]) -> tuple[list[int], set[int]]:
 
 
 def mp4(video: NDArray[np.uint8], codec: str = "libx264") -> bytes:
+    # As root, SVT-AV1 puts the thread that calls it before all others of the machine (SCHED_FIFO 99), and with it all that this thread starts later.
+    with ThreadPoolExecutor(1) as thread_of_its_own:
+        return thread_of_its_own.submit(_mp4, video, codec).result()
+
+
+def _mp4(video: NDArray[np.uint8], codec: str) -> bytes:
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:  # the table of contents cannot come first in memory
         with av.open(file.name, "w", options={"movflags": "faststart"}) as container:
             stream: Any = container.add_stream(codec, rate=FPS)
