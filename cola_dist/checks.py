@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from cola_dist.config import BottleneckConfig, RunConfig, fsq_levels
+from cola_dist.config import AUTOENCODERS, BottleneckConfig, RunConfig, fsq_levels
 from cola_dist.errors import UserError
 
 _PLACING = ("init", "reset_every")
@@ -76,9 +76,10 @@ def _model_problems(c: RunConfig) -> Iterator[str]:
             yield f"{section}: width, heads and depth must be at least 1"
         elif part.width % part.heads:
             yield f"{section}.width {part.width} is not divisible by {section}.heads {part.heads}"
-    for section, patch in (("lam", c.lam.patch), ("world", c.world.patch)):
-        if patch < 1 or c.data.resolution % patch:
-            yield f"data.resolution {c.data.resolution} is not divisible by {section}.patch {patch}"
+    for name, side in (("data", c.data.resolution), ("lam", c.lam.resolution)):
+        if side < 0 or c.lam.patch < 1 or side % c.lam.patch:
+            yield f"{name}.resolution {side} is not divisible by lam.patch {c.lam.patch}"
+    yield from _latent_problems(c)
     if c.lam.tokens < 1 or c.lam.bottleneck.codes < 2 or c.lam.bottleneck.dim < 1:
         yield "lam: needs at least 1 token, 2 codes and 1 dimension"
     yield from _bottleneck_problems(c.lam.bottleneck)
@@ -86,10 +87,32 @@ def _model_problems(c: RunConfig) -> Iterator[str]:
         yield f"conditioning.dropout is {c.conditioning.dropout}: it must be in [0, 1)"
     if not 0 <= c.flow.tau_min < 1 or c.flow.tau_shift <= 0:
         yield f"flow.tau_min {c.flow.tau_min} must be in [0, 1) and flow.tau_shift {c.flow.tau_shift} positive"
-    if not 0 <= c.flow.context_max < c.data.frames:
-        yield f"flow.context_max is {c.flow.context_max}: at least one of the {c.data.frames} frames must be generated"
+    latent_frames = 1 + (c.data.frames - 1) // AUTOENCODERS[c.autoencoder.kind].stride
+    if not 0 <= c.flow.context_max < latent_frames:
+        yield f"flow.context_max is {c.flow.context_max}: at least one of the {latent_frames} latent frames must be generated"
     if c.flow.sampler_steps < 1 or c.flow.guidance < 0:
         yield "flow: sampler_steps must be at least 1, guidance not negative"
+
+
+def _latent_problems(c: RunConfig) -> Iterator[str]:
+    """Whether clips divide into latent frames, and these into patches."""
+    latents = AUTOENCODERS[c.autoencoder.kind]
+    if (c.autoencoder.pretrained is None) != (c.autoencoder.kind == "pixels"):
+        yield f"autoencoder.kind is {c.autoencoder.kind}, autoencoder.pretrained {c.autoencoder.pretrained}: pixels need no folder, the others do"
+    if c.autoencoder.images_at_once < 1:
+        yield f"autoencoder.images_at_once is {c.autoencoder.images_at_once}: it must be at least 1"
+    lengths = range(1 + latents.stride, (latents.most_frames or c.data.frames + latents.stride) + 1, latents.stride)
+    if c.data.frames >= 2 and c.data.frames not in lengths:
+        nearest = min(lengths, key=lambda length: abs(length - c.data.frames))
+        yield f"data.frames is {c.data.frames}: autoencoder {c.autoencoder.kind} takes 1 + a multiple of {latents.stride}: nearest is {nearest}"
+    unit = latents.shrinks * c.world.patch
+    if c.world.patch < 1 or c.data.resolution % unit:
+        near = f": nearest is {max(unit, round(c.data.resolution / unit) * unit)}" if unit > 0 else ""
+        yield f"data.resolution {c.data.resolution} is not divisible by world.patch {c.world.patch} x {latents.shrinks} pixels a place{near}"
+    if c.world.kind == "stdit3" and c.world.fps < 1:
+        yield f"world.fps is {c.world.fps}: it must be at least 1"
+    if c.world.kind == "stdit3" and (c.world.width % 4 or c.world.width % (2 * c.world.heads)):
+        yield f"world.width {c.world.width} is not a multiple of 4 and of twice world.heads {c.world.heads}"
 
 
 def _bottleneck_problems(b: BottleneckConfig) -> Iterator[str]:

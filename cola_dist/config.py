@@ -105,6 +105,8 @@ def fsq_levels(codes: int) -> tuple[int, ...]:
 class LamConfig:
     """The inverse dynamics model: an ST-transformer over pixels, pooled to N tokens per transition."""
 
+    resolution: int = 0
+    """Side in pixels to which the inverse dynamics' frames are resized (paper: 224, of 256); 0 = as they are."""
     patch: int = 8
     width: int = 64
     depth: int = 3
@@ -134,11 +136,44 @@ class ConditioningConfig:
 
 
 @dataclass(frozen=True)
+class LatentShape:
+    """How an autoencoder's latents lie to the video."""
+
+    channels: int
+    stride: int
+    """r, video frames per latent frame; ``L = 1 + (T-1) / r``."""
+    shrinks: int
+    """Pixels of a side per place of a latent frame."""
+    most_frames: int = 0
+    """Longest clip; 0 = any."""
+
+
+AUTOENCODERS: Mapping[str, LatentShape] = {"pixels": LatentShape(3, 1, 1), "opensora": LatentShape(4, 4, 8, most_frames=17)}
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """From video to the latents that the generator models. Always frozen."""
+
+    kind: Literal["pixels", "opensora"] = "pixels"
+    """pixels: the video itself, scaled to [-1, 1]. opensora: Open-Sora v1.2's, 17 frames to 5 latent frames of an eighth of the sides."""
+    pretrained: str | None = None
+    """opensora: folder in the published layout (path or ``s3://…``)."""
+    images_at_once: int = 16
+    """opensora: frames that pass its image half together; fewer take less memory."""
+
+
+@dataclass(frozen=True)
 class WorldConfig:
     """The video generator. With ``pretrained`` set, the shape fields must agree with the checkpoint's."""
 
+    kind: Literal["space_time_dit", "stdit3"] = "space_time_dit"
+    """space_time_dit: written for this project, from 0.3 M parameters on. stdit3: Open-Sora v1.2's, without text and causal in time."""
     pretrained: str | None = None
-    """Folder with ``config.json`` and ``model.safetensors`` (path, ``s3://…`` or ``embedded:NAME``); none = random weights."""
+    """Folder with ``config.json`` and ``model.safetensors``, of this project or as published (path, ``s3://…`` or ``embedded:NAME``); none =
+    random weights."""
+    fps: int = 5
+    """stdit3: frames per second of the clips, as the generator is told them."""
     patch: int = 8
     width: int = 64
     depth: int = 4
@@ -326,6 +361,7 @@ class RunConfig:
     data: DataConfig
     lam: LamConfig
     conditioning: ConditioningConfig
+    autoencoder: AutoencoderConfig
     world: WorldConfig
     flow: FlowConfig
     objective: ObjectiveConfig

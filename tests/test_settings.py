@@ -197,7 +197,7 @@ PROBLEMS: list[tuple[str, dict[str, Any]]] = [
     ("world.width 64 is not divisible by world.heads 7", {"world": {"heads": 7}}),
     ("world: width, heads and depth must be at least 1", {"world": {"heads": 0}}),
     ("data.resolution 32 is not divisible by lam.patch 5", {"lam": {"patch": 5}}),
-    ("data.resolution 32 is not divisible by world.patch 0", {"world": {"patch": 0}}),
+    ("data.resolution 32 is not divisible by world.patch 0 x 1 pixels a place", {"world": {"patch": 0}}),
     ("lam: needs at least 1 token", {"lam": {"tokens": 0}}),
     ("lam: needs at least 1 token, 2 codes", {"lam": {"bottleneck": replace(tiny().lam.bottleneck, codes=1)}}),
     ("lam.bottleneck: codebook_weight", {"lam": {"bottleneck": replace(tiny().lam.bottleneck, commitment_weight=-1.0)}}),

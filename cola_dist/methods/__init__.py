@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from cola_dist.config import RunConfig
+from cola_dist.config import AUTOENCODERS, RunConfig
 from cola_dist.methods.base import Clips, Method, StepOutput
 from cola_dist.methods.cotrain import CoTrain
 from cola_dist.methods.pretrain import Pretrain
 from cola_dist.methods.schedule import Course, Phase, Span, phases, uses_forward_model
-from cola_dist.models.autoencoder import PixelAutoencoder
+from cola_dist.models.autoencoder import build_autoencoder
 from cola_dist.models.conditioning import ActionConditioning
 from cola_dist.models.forward import ForwardModel
 from cola_dist.models.lam import LatentActionModel
-from cola_dist.models.world import SpaceTimeDiT, WorldModel
+from cola_dist.models.world import KINDS, WorldModel
 from cola_dist.models.world.base import compile_blocks
 
 __all__ = ["Clips", "Course", "Method", "Phase", "Span", "StepOutput", "build_method", "build_world", "phases"]
@@ -21,23 +21,19 @@ __all__ = ["Clips", "Course", "Method", "Phase", "Span", "StepOutput", "build_me
 
 def build_world(config: RunConfig) -> WorldModel:
     """The generator of ``config.world``: pretrained where it names a folder (raises `UserError` if it does not fit), random otherwise."""
-    shape = {
-        "channels": PixelAutoencoder.channels,
-        "patch": config.world.patch,
-        "width": config.world.width,
-        "depth": config.world.depth,
-        "heads": config.world.heads,
-    }
-    if config.world.pretrained is not None:
-        return SpaceTimeDiT.from_pretrained(config.world.pretrained, shape)
-    return SpaceTimeDiT(**shape)
+    kind = KINDS[config.world.kind]
+    wanted = {"channels": AUTOENCODERS[config.autoencoder.kind].channels} | vars(config.world)
+    shape = {name: wanted[name] for name in kind.shape_names}
+    return kind(**shape) if config.world.pretrained is None else kind.from_pretrained(config.world.pretrained, shape)
 
 
 def build_method(config: RunConfig, bf16: bool) -> Method:
     """The method of ``config``, on the CPU, in fp32; weights not loaded are drawn from ``config.train.seed``, the same on every rank.
 
-    ``bf16`` turns on autocast inside ``forward`` and ``evaluate``. Raises `UserError` if ``config.world.pretrained`` does not fit.
+    ``bf16`` turns on autocast inside ``forward`` and ``evaluate``. Raises `UserError` if a pretrained
+    generator or autoencoder does not fit.
     """
+    autoencoder = build_autoencoder(config.autoencoder, bf16)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         world = build_world(config)
@@ -45,7 +41,7 @@ def build_method(config: RunConfig, bf16: bool) -> Method:
         torch.manual_seed(config.train.seed + 1)
         lam = LatentActionModel(config.lam, config.train.seed)
         actions = (config.lam.tokens, config.lam.bottleneck.dim)
-        conditioning = ActionConditioning(config.conditioning, *actions, world.modulation_shape, PixelAutoencoder.stride)
+        conditioning = ActionConditioning(config.conditioning, *actions, world.modulation_shape, autoencoder.shape.stride)
         # Drawn last, so that the rest starts the same with and without it.
         lam.forward_model = ForwardModel(config.lam) if uses_forward_model(config) else None
     if config.train.activation_checkpointing:
@@ -53,5 +49,5 @@ def build_method(config: RunConfig, bf16: bool) -> Method:
     if config.train.compile:
         compile_blocks(world)
     if config.method == "pretrain":
-        return Pretrain(config, bf16, world)
-    return CoTrain(config, bf16, lam, conditioning, world)
+        return Pretrain(config, bf16, autoencoder, world)
+    return CoTrain(config, bf16, autoencoder, lam, conditioning, world)

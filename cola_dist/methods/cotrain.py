@@ -14,7 +14,7 @@ from cola_dist.methods.draws import Draws
 from cola_dist.methods.objective import motion_weights, ranking_loss
 from cola_dist.methods.pretrain import TAU_BINS, bin_times
 from cola_dist.methods.schedule import Phase
-from cola_dist.models.autoencoder import PixelAutoencoder, to_pixels
+from cola_dist.models.autoencoder import Autoencoder, to_pixels
 from cola_dist.models.bottleneck import Quantised
 from cola_dist.models.conditioning import ActionConditioning
 from cola_dist.models.flow import flow_loss, frame_times, noised, still_velocity
@@ -47,10 +47,18 @@ class CoTrain(Method):
     all that belongs to the generator.
     """
 
-    def __init__(self, config: RunConfig, bf16: bool, lam: LatentActionModel, conditioning: ActionConditioning, world: WorldModel) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        bf16: bool,
+        autoencoder: Autoencoder,
+        lam: LatentActionModel,
+        conditioning: ActionConditioning,
+        world: WorldModel,
+    ) -> None:
         super().__init__(bf16)
         self.config = config
-        self.autoencoder = PixelAutoencoder()
+        self.autoencoder = autoencoder
         self.lam = lam
         self.conditioning = conditioning
         self.world = world
@@ -146,7 +154,7 @@ class CoTrain(Method):
         """z, a row per latent transition: fp32 ``[B*(L-1), r*N*D]``."""
         with self._autocast(clips.video.device):
             z = self.lam.idm(to_pixels(clips.video))
-        rows: Tensor = z.float().reshape(z.shape[0] * z.shape[1] // self.autoencoder.stride, -1)
+        rows: Tensor = z.float().reshape(z.shape[0] * z.shape[1] // self.autoencoder.shape.stride, -1)
         return rows
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import Tensor
 from cola_dist.config import RunConfig
 from cola_dist.methods.base import Clips, Method, StepOutput
 from cola_dist.methods.draws import Draws
-from cola_dist.models.autoencoder import PixelAutoencoder
+from cola_dist.models.autoencoder import Autoencoder
 from cola_dist.models.flow import flow_loss, frame_times, noised, still_velocity
 from cola_dist.models.world import WorldModel
 
@@ -24,10 +24,10 @@ def bin_times(tau_min: float, bins: Tensor) -> Tensor:
 class Pretrain(Method):
     """Role "world" only; the loss is the flow loss of the unconditioned generator."""
 
-    def __init__(self, config: RunConfig, bf16: bool, world: WorldModel) -> None:
+    def __init__(self, config: RunConfig, bf16: bool, autoencoder: Autoencoder, world: WorldModel) -> None:
         super().__init__(bf16)
         self.config = config
-        self.autoencoder = PixelAutoencoder()
+        self.autoencoder = autoencoder
         self.world = world
 
     def roles(self) -> tuple[str, ...]:

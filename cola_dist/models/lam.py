@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cola_dist.config import LamConfig
 from cola_dist.models.bottleneck import Quantised, build_bottleneck
@@ -34,6 +35,9 @@ class InverseDynamics(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels ``[B, T, 3, H, W]`` in [-1, 1] to ``z [B, T-1, N, D]``."""
+        if side := self.config.resolution:
+            small = F.interpolate(pixels.flatten(0, 1), (side, side), mode="bilinear", antialias=True, align_corners=False)
+            pixels = small.unflatten(0, pixels.shape[:2])
         if self.config.input != "frames":
             change = torch.zeros_like(pixels)
             change[:, 1:] = (pixels[:, 1:] - pixels[:, :-1]) * _CHANGE_GAIN

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NORM_EPS = 1e-6
+_POOLED_SIDE = 4
 
 
 def patchify(frames: Tensor, patch: int) -> Tensor:
@@ -26,6 +27,14 @@ def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
     c = features // (patch * patch)
     cut = tokens.reshape(b, t, height // patch, width // patch, c, patch, patch)
     return cut.permute(0, 1, 4, 2, 5, 3, 6).reshape(b, t, c, height, width)
+
+
+def pooled_places(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """Tokens ``[B, L, rows*columns, width]`` averaged over a grid of at most 4 x 4 places, fp32 ``[B, L, F]``."""
+    grid = tokens.float().flatten(0, 1).transpose(1, 2).unflatten(2, (rows, columns))
+    pooled = F.adaptive_avg_pool2d(grid, (min(rows, _POOLED_SIDE), min(columns, _POOLED_SIDE)))
+    frames: Tensor = pooled.flatten(1).unflatten(0, tokens.shape[:2])
+    return frames
 
 
 def sinusoid(values: Tensor, width: int, longest: float = 10_000.0) -> Tensor:

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cola_dist.models.autoencoder import PixelAutoencoder
+from cola_dist.config import RunConfig
+from cola_dist.models.autoencoder import build_autoencoder
+from cola_dist.train.hardware import computes_bf16
 
 
 class AutoencoderEncoder:
     """The methods' autoencoder on one device, from arrays to arrays."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._autoencoder, self._device = PixelAutoencoder(), device
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self._autoencoder, self._device = build_autoencoder(config.autoencoder, computes_bf16(config.train.precision, device)), device
         # The same arithmetic rounds otherwise on another kind of device.
-        self.hash = f"{PixelAutoencoder.hash} on {device.type}"
+        self.hash = f"{self._autoencoder.hash} on {device.type}"
 
     @torch.no_grad()
     def encode(self, video: np.ndarray) -> np.ndarray:
@@ -29,8 +31,7 @@ class AutoencoderEncoder:
 class EncoderFactory:
     """Builds the encoder in the actor that encodes. Picklable: it holds no weights."""
 
-    gpus: bool
-    """Whether it encodes on the actor's GPU."""
+    config: RunConfig
 
     def __call__(self) -> AutoencoderEncoder:
-        return AutoencoderEncoder(torch.device("cuda" if self.gpus else "cpu"))
+        return AutoencoderEncoder(self.config, torch.device("cuda" if self.config.train.gpus else "cpu"))

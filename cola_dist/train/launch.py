@@ -187,7 +187,7 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, pl
 
     def clips() -> ray.data.Dataset:
         # Ray Train calls this when it starts a worker group: after a failure the stream begins where the newest checkpoint stands.
-        plan, factory = plan_stream(config, run_uri), EncoderFactory(train.gpus)
+        plan, factory = plan_stream(config, run_uri), EncoderFactory(config)
         return stream.dataset(reader, plan, lambda step: ray.get(board.reached.remote(step)), factory, train.gpus, readers)
 
     context = ray.data.DataContext.get_current()

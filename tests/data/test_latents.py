@@ -16,7 +16,7 @@ from cola_dist.checks import check
 from cola_dist.data.latents import EncodeLatents
 from cola_dist.errors import UserError
 from cola_dist.models.autoencoder import PixelAutoencoder
-from cola_dist.recipes import tiny
+from cola_dist.recipes import build_recipe, tiny
 from cola_dist.settings import differences
 from cola_dist.train.encoding import EncoderFactory
 from cola_dist.train.launch import launch
@@ -173,7 +173,7 @@ def test_a_cache_that_cannot_be_written_is_still_read(
 
 
 def test_the_methods_autoencoder_gives_the_latents_that_methods_make() -> None:
-    encoder = pickle.loads(pickle.dumps(EncoderFactory(gpus=False)))()
+    encoder = pickle.loads(pickle.dumps(EncoderFactory(build_recipe("tiny"))))()
     video = batch(1, 2)["video"]
     made = encoder.encode(video)
     assert made.dtype == np.float32

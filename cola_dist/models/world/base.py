@@ -20,13 +20,24 @@ class WorldModel(nn.Module):
 
     kind: ClassVar[str]
     """Name of the architecture in ``config.json``."""
+    shape_names: ClassVar[tuple[str, ...]]
+    """The constructor's arguments, all whole numbers, as ``config.json`` keeps them."""
+    published_class: ClassVar[str] = ""
+    """What the config.json of its authors calls the architecture; empty where nobody else publishes it."""
+    published_drops: ClassVar[str] = "(?!)"
+    """Names of published tensors that are left out, as `cola_dist.models.published.load_published` takes them."""
     content_hash: str | None = None
     """sha256 of the ``model.safetensors`` that the weights came from; none = random weights."""
 
     @property
-    @abstractmethod
     def shape(self) -> dict[str, int]:
-        """The constructor's arguments, as ``config.json`` keeps them."""
+        """The constructor's arguments."""
+        return {name: getattr(self, name) for name in self.shape_names}
+
+    @classmethod
+    def published_shape(cls, config: Mapping[str, Any], where: str) -> dict[str, int]:
+        """Those of the constructor's arguments that a published ``config.json`` tells. Raises `UserError` for a variant that is not known here."""
+        raise NotImplementedError
 
     @property
     @abstractmethod
@@ -80,15 +91,24 @@ class WorldModel(nn.Module):
         Raises `UserError` that names the field or tensor which does not fit, and the remedy.
         """
         config, where = _read_config(uri), f"{uri}/config.json"
-        if config.get("kind") != cls.kind:
-            raise UserError(f"{where} holds a model of kind {config.get('kind')!r}, not {cls.kind!r}: choose another world.pretrained")
-        for name, value in expected.items():
-            found = config["shape"].get(name)
-            if found != value:
-                remedy = f"set world.{name} to {found} or choose another world.pretrained"
-                raise UserError(f"world.{name} is {value} but {where} has {found}: {remedy}")
-        model = cls(**config["shape"])
-        model.content_hash = model._load_weights(uri, config["sha256"])
+        published = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+        if not published:
+            _check_format(config, where)
+        if (published or config["kind"]) != (cls.published_class if published else cls.kind):
+            held = repr(published or config["kind"])
+            raise UserError(f"{where} holds a model of kind {held}, not {cls.kind!r}: set world.kind or choose another world.pretrained")
+        shape = dict(expected) | cls.published_shape(config, where) if published else config["shape"]
+        for field, value in expected.items():
+            if shape.get(field) != value:
+                remedy = f"set world.{field} to {shape.get(field)} or choose another world.pretrained"
+                raise UserError(f"world.{field} is {value} but {where} has {shape.get(field)}: {remedy}")
+        model = cls(**shape)
+        if published:
+            from cola_dist.models.published import load_published
+
+            model.content_hash = load_published(model, uri, cls.published_drops).sha256
+        else:
+            model.content_hash = model._load_weights(uri, config["sha256"])
         return model
 
     def _load_weights(self, uri: str, content_hash: str) -> str:
@@ -138,14 +158,14 @@ def _read_config(uri: str) -> dict[str, Any]:
         raise UserError(f"{where} is missing: {hint}") from None
     except ValueError as error:
         raise UserError(f"{where} is not JSON ({error}): copy the folder again from its origin") from None
-    if (
-        not isinstance(config, dict)
-        or config.get("format") != FORMAT_VERSION
-        or not isinstance(config.get("shape"), dict)
-        or "sha256" not in config
-    ):
-        raise UserError(f"{where} is not a generator's config of format {FORMAT_VERSION}: save it again with this version")
+    if not isinstance(config, dict):
+        raise UserError(f"{where} is not a generator's config: point world.pretrained to a folder written by save_pretrained")
     return config
+
+
+def _check_format(config: dict[str, Any], where: str) -> None:
+    if config.get("format") != FORMAT_VERSION or not isinstance(config.get("shape"), dict) or not {"kind", "sha256"} <= set(config):
+        raise UserError(f"{where} is not a generator's config of format {FORMAT_VERSION}: save it again with this version")
 
 
 def compile_blocks(model: WorldModel) -> None:

@@ -6,13 +6,20 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cola_dist.models.layers import NORM_EPS, SpaceTimeBlock, patchify, sinusoid, spatial_positions, temporal_positions, unpatchify
+from cola_dist.models.layers import (
+    NORM_EPS,
+    SpaceTimeBlock,
+    patchify,
+    pooled_places,
+    sinusoid,
+    spatial_positions,
+    temporal_positions,
+    unpatchify,
+)
 from cola_dist.models.world.base import WorldModel
 
-_FEATURE_GRID = 4
 _SMALLEST_TAU = 0.05
 """Bounds the velocity of nearly clean frames; at tau = 0 a frame is context and its velocity has no meaning."""
 
@@ -28,6 +35,7 @@ class SpaceTimeDiT(WorldModel):
     """
 
     kind = "space_time_dit"
+    shape_names = ("channels", "patch", "width", "depth", "heads")
 
     def __init__(self, channels: int, patch: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -44,10 +52,6 @@ class SpaceTimeDiT(WorldModel):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         self._checkpointing = False
-
-    @property
-    def shape(self) -> dict[str, int]:
-        return {"channels": self.channels, "patch": self.patch, "width": self.width, "depth": self.depth, "heads": self.heads}
 
     @property
     def modulation_shape(self) -> tuple[int, ...]:
@@ -75,12 +79,8 @@ class SpaceTimeDiT(WorldModel):
 
     def features(self, x0: Tensor) -> Tensor:
         """The last block's output, its places pooled to a grid of at most 4 x 4, ``[B, L, F]``."""
-        rows, columns = x0.shape[-2] // self.patch, x0.shape[-1] // self.patch
-        x = self._hidden(x0, self._time(torch.zeros(x0.shape[:2], device=x0.device)), None).float()
-        grid = x.flatten(0, 1).transpose(1, 2).unflatten(2, (rows, columns))
-        pooled = F.adaptive_avg_pool2d(grid, (min(rows, _FEATURE_GRID), min(columns, _FEATURE_GRID)))
-        frames: Tensor = pooled.flatten(1).unflatten(0, x0.shape[:2])
-        return frames
+        hidden = self._hidden(x0, self._time(torch.zeros(x0.shape[:2], device=x0.device)), None)
+        return pooled_places(hidden, x0.shape[-2] // self.patch, x0.shape[-1] // self.patch)
 
     def _time(self, tau: Tensor) -> Tensor:
         time: Tensor = self.time(sinusoid(tau * 1000.0, self.width))

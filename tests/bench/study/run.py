@@ -64,7 +64,6 @@ SQUARE = COMMON | {"lam.depth": 2, "conditioning.depth": 1}
 EMBEDDED = {"embedded:robot": 0.5, "embedded:hand": 0.5}
 MAIN = ["cola", "no-warmup", "two-stage", "stop-grad", "scratch"]
 STAGES: dict[str, dict[str, Any]] = {
-    # Arms by arms, on both domains.
     "square-arms": {"arms": MAIN, "fixed": SQUARE, "budget": 60},
     "embedded-arms": {"arms": ["cola", "no-warmup"], "fixed": COMMON, "budget": 120},
     # Where warm-up matters: bottlenecks without remedies, with warm-up and without.
@@ -74,6 +73,7 @@ STAGES: dict[str, dict[str, Any]] = {
     # Both teachers: the generator's gradient and the LAM's own forward model.
     "square-forward": {"arms": ["cola", "no-warmup"], "fields": {"objective.forward_weight": [1.0]}, "fixed": SQUARE, "budget": 60},
     "square-faithful": {"arms": ["vq-faithful"], "fields": {"warmup_length": [0, 300]}, "fixed": SQUARE, "budget": 60},
+    "embedded-others": {"arms": ["two-stage", "stop-grad", "scratch"], "fixed": COMMON, "budget": 120},
 }
 
 
