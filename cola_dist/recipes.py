@@ -115,7 +115,6 @@ def opensora() -> RunConfig:
     5 Hz, context, betas and weight decay, the width of the conditioning (960 gives its 74 M), and the shift of tau, which is what Open-Sora's own
     schedule has at this size and length: sqrt(256² / 512²) * sqrt(5).
     """
-    rates = {"lr_lam": 7.5e-5, "lr_conditioning": 7.5e-5}
     base = small()
     return replace(
         base,
@@ -126,8 +125,8 @@ def opensora() -> RunConfig:
         autoencoder=AutoencoderConfig(kind="opensora"),
         world=WorldConfig(kind="stdit3", patch=2, width=1152, depth=28, heads=16),
         flow=FlowConfig(tau_min=0.0, tau_shift=1.118, guidance=4.0),
-        warmup=WarmupConfig(steps=8_000, **rates),
-        joint=JointConfig(steps=30_000, lr_world=7.5e-5, **rates),
+        warmup=WarmupConfig(steps=8_000, lr_lam=7.5e-5, lr_conditioning=7.5e-5),
+        joint=JointConfig(steps=30_000, lr_lam=7.5e-5, lr_conditioning=7.5e-5, lr_world=7.5e-5),
         optim=OptimConfig(global_batch=128, micro_batch=4, lr_warmup_steps=2_000),
         train=replace(base.train, workers=8, activation_checkpointing=True),
         diagnostics=replace(base.diagnostics, clips=512, batch=8, grace_steps=2_000),

@@ -16,10 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-import deepspeed
-import deepspeed.ops
-
 from cola_dist.config import OptimConfig, TrainConfig
 from cola_dist.methods.base import Clips, Method, StepOutput
 from cola_dist.methods.schedule import Phase
@@ -66,14 +62,19 @@ class _GuardedAdamW(torch.optim.AdamW):
         return None if self.overflow else super().step(closure)
 
 
-def _without_op_builds() -> None:
-    """Keep DeepSpeed from compiling its shared-memory collectives on CPU.
+def _deepspeed() -> Any:
+    """The library, loaded where an engine is built: it takes seconds, and the driver builds none.
 
-    They serve inference, need a C++ compiler, and cost about a minute at the first start. DeepSpeed probes for compatible ops lazily and
-    keeps the table in its module, so an empty table answers "none" to each question.
+    On CPU it is kept from compiling its shared-memory collectives. They serve inference, need a C++ compiler, and cost about a minute at the
+    first start. DeepSpeed probes for compatible ops lazily and keeps the table in its module, so an empty table answers "none" to each question.
     """
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+    import deepspeed.ops
+
     if not torch.cuda.is_available():
         vars(deepspeed.ops).setdefault("__compatible_ops__", {})
+    return deepspeed
 
 
 class Engine:
@@ -86,7 +87,7 @@ class Engine:
     def __init__(self, method: Method, phase: Phase, optim: OptimConfig, train: TrainConfig, device: torch.device) -> None:
         """Wrap ``method`` (full weights, any device) for ``phase``. Needs an initialised process group of all workers."""
         os.environ.setdefault("LOCAL_RANK", "0")
-        _without_op_builds()
+        library = _deepspeed()
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         self.method = method.to(device)
         self.phase = phase
@@ -106,7 +107,7 @@ class Engine:
             weight_decay=optim.weight_decay,
             fused=device.type == "cuda",
         )
-        self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
+        self._deepspeed, self._optimizer, _, _ = library.initialize(
             model=method,
             optimizer=self._adam,
             config=_deepspeed_config(optim, train, micro, share // micro, trainable, device),
@@ -152,7 +153,7 @@ class Engine:
         """Every parameter of a role, whole, on the CPU, in fp32. Collective at ZeRO stage 3."""
         weights = {}
         for name, parameter in self.method.role_parameters(role):
-            with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+            with _deepspeed().zero.GatheredParameters([parameter], enabled=self.stage == 3):
                 weights[name] = parameter.detach().to("cpu", torch.float32, copy=True)
         return weights
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from cola_dist.config import RunConfig
@@ -22,6 +22,9 @@ from cola_dist.methods.cotrain import CoTrain
 from cola_dist.train.hardware import computes_bf16
 from cola_dist.train.known_actions import probe_actions
 from cola_dist.train.reference import Reference
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _VIDEO_FPS = 5.0
 
@@ -142,6 +145,8 @@ class Observer:
 
 def code_histogram(sums: Mapping[str, Tensor], step: int) -> Figure | None:
     """Bars of code use per slot, sorted by use; none for a method without codes."""
+    from matplotlib.figure import Figure
+
     if "code_counts" not in sums:
         return None
     counts = sums["code_counts"]
