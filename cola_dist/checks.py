@@ -97,8 +97,8 @@ def _model_problems(c: RunConfig) -> Iterator[str]:
 def _latent_problems(c: RunConfig) -> Iterator[str]:
     """Whether clips divide into latent frames, and these into patches."""
     latents = AUTOENCODERS[c.autoencoder.kind]
-    if (c.autoencoder.pretrained is None) != (c.autoencoder.kind == "pixels"):
-        yield f"autoencoder.kind is {c.autoencoder.kind}, autoencoder.pretrained {c.autoencoder.pretrained}: pixels need no folder, the others do"
+    if c.autoencoder.pretrained is not None and c.autoencoder.kind == "pixels":
+        yield f"autoencoder.pretrained is {c.autoencoder.pretrained}, but autoencoder.kind pixels has no weights: set the kind as well"
     if c.autoencoder.images_at_once < 1:
         yield f"autoencoder.images_at_once is {c.autoencoder.images_at_once}: it must be at least 1"
     lengths = range(1 + latents.stride, (latents.most_frames or c.data.frames + latents.stride) + 1, latents.stride)
@@ -109,10 +109,14 @@ def _latent_problems(c: RunConfig) -> Iterator[str]:
     if c.world.patch < 1 or c.data.resolution % unit:
         near = f": nearest is {max(unit, round(c.data.resolution / unit) * unit)}" if unit > 0 else ""
         yield f"data.resolution {c.data.resolution} is not divisible by world.patch {c.world.patch} x {latents.shrinks} pixels a place{near}"
-    if c.world.kind == "stdit3" and c.world.fps < 1:
+    if c.world.fps < 1:
         yield f"world.fps is {c.world.fps}: it must be at least 1"
-    if c.world.kind == "stdit3" and (c.world.width % 4 or c.world.width % (2 * c.world.heads)):
+    if c.world.kind != "space_time_dit" and c.world.heads > 0 and (c.world.width % 4 or c.world.width % (2 * c.world.heads)):
         yield f"world.width {c.world.width} is not a multiple of 4 and of twice world.heads {c.world.heads}"
+    if c.world.kind == "svd" and c.world.patch != 8:
+        yield f"world.patch is {c.world.patch}: kind svd halves its places three times, set it to 8"
+    if c.world.kind == "wan" and (c.world.mlp_width < 1 or c.world.text_width < 0):
+        yield "world.mlp_width must be at least 1, world.text_width not negative"
 
 
 def _bottleneck_problems(b: BottleneckConfig) -> Iterator[str]:

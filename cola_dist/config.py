@@ -148,32 +148,44 @@ class LatentShape:
     """Longest clip; 0 = any."""
 
 
-AUTOENCODERS: Mapping[str, LatentShape] = {"pixels": LatentShape(3, 1, 1), "opensora": LatentShape(4, 4, 8, most_frames=17)}
+AUTOENCODERS: Mapping[str, LatentShape] = {
+    "pixels": LatentShape(3, 1, 1),
+    "opensora": LatentShape(4, 4, 8, most_frames=17),
+    "wan": LatentShape(16, 4, 8),
+    "svd": LatentShape(4, 1, 8),
+}
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
     """From video to the latents that the generator models. Always frozen."""
 
-    kind: Literal["pixels", "opensora"] = "pixels"
-    """pixels: the video itself, scaled to [-1, 1]. opensora: Open-Sora v1.2's, 17 frames to 5 latent frames of an eighth of the sides."""
+    kind: Literal["pixels", "opensora", "wan", "svd"] = "pixels"
+    """pixels: the video itself, scaled to [-1, 1]. opensora: Open-Sora v1.2's, 17 frames to 5 latent frames of an eighth of the sides. wan: Wan
+    2.1's and Cosmos-Predict2's, 1 + 4n frames to 1 + n. svd: Stable Video Diffusion's, a latent frame per frame."""
     pretrained: str | None = None
-    """opensora: folder in the published layout (path or ``s3://…``)."""
+    """All but pixels: folder in the published layout (path or ``s3://…``)."""
     images_at_once: int = 16
-    """opensora: frames that pass its image half together; fewer take less memory."""
+    """opensora, svd: frames that pass together; wan: clips. Fewer take less memory."""
 
 
 @dataclass(frozen=True)
 class WorldConfig:
     """The video generator. With ``pretrained`` set, the shape fields must agree with the checkpoint's."""
 
-    kind: Literal["space_time_dit", "stdit3"] = "space_time_dit"
-    """space_time_dit: written for this project, from 0.3 M parameters on. stdit3: Open-Sora v1.2's, without text and causal in time."""
+    kind: Literal["space_time_dit", "stdit3", "wan", "cosmos", "svd"] = "space_time_dit"
+    """space_time_dit: written for this project, from 0.3 M parameters on. stdit3: Open-Sora v1.2's, without text and causal in time. wan: Wan
+    2.1's, text to video. cosmos: Cosmos-Predict2 2B's, video to world, without text; its autoencoder is Wan's.
+    svd: Stable Video Diffusion's UNet (patch 8; width and heads are those of its outermost level)."""
     pretrained: str | None = None
     """Folder with ``config.json`` and ``model.safetensors``, of this project or as published (path, ``s3://…`` or ``embedded:NAME``); none =
     random weights."""
     fps: int = 5
-    """stdit3: frames per second of the clips, as the generator is told them."""
+    """stdit3, cosmos, svd: frames per second of the clips, as the generator is told them."""
+    mlp_width: int = 8960
+    """wan: width of the MLP's middle."""
+    text_width: int = 4096
+    """wan: features of a prompt's embedding. The prompt is always empty; 0 removes cross-attention."""
     patch: int = 8
     width: int = 64
     depth: int = 4

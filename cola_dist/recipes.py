@@ -133,7 +133,52 @@ def opensora() -> RunConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {recipe().recipe: recipe for recipe in (tiny, small, tiny_pretrain, small_pretrain, opensora)}
+def wan() -> RunConfig:
+    """The paper's second generator, Wan2.1-T2V-1.3B. Needs the same three options as `opensora`.
+
+    The paper's: 5,000 steps of warm-up; all else as in `opensora`. Ours: the shift of tau, which is Wan's own for small frames.
+    """
+    base = opensora()
+    return replace(
+        base,
+        recipe="wan",
+        autoencoder=AutoencoderConfig(kind="wan", images_at_once=1),
+        world=WorldConfig(kind="wan", patch=2, width=1536, depth=30, heads=12),
+        flow=replace(base.flow, tau_shift=3.0),
+        warmup=replace(base.warmup, steps=5_000),
+    )
+
+
+def cosmos() -> RunConfig:
+    """Cosmos-Predict2 2B, as DreamDojo adapts it but for its continuous actions (``cosmos+continuous`` has them). Options as in `opensora`.
+
+    All else as in `wan`; the shift of tau is ours.
+    """
+    base = wan()
+    return replace(
+        base,
+        recipe="cosmos",
+        world=WorldConfig(kind="cosmos", patch=2, width=2048, depth=28, heads=16),
+        optim=replace(base.optim, micro_batch=2),
+    )
+
+
+def svd() -> RunConfig:
+    """Stable Video Diffusion's UNet, which AdaWorld adapts (``svd+continuous`` has its latents). Options as in `opensora`. All else is ours."""
+    base = opensora()
+    return replace(
+        base,
+        recipe="svd",
+        data=replace(base.data, frames=14),
+        autoencoder=AutoencoderConfig(kind="svd"),
+        world=WorldConfig(kind="svd", patch=8, width=320, depth=2, heads=5),
+        flow=replace(base.flow, tau_shift=1.0),
+    )
+
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    recipe().recipe: recipe for recipe in (tiny, small, tiny_pretrain, small_pretrain, opensora, wan, cosmos, svd)
+}
 
 
 def build_recipe(name: str) -> RunConfig:

@@ -29,10 +29,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         check(job.config)
 
     from cola_dist.train.job import new_run_id, preflight, resolve, summary
-    from cola_dist.train.progress import indicator_table
+    from cola_dist.train.progress import indicator_table, show_plan
 
     config, run_uri = resolve(job, new_run_id(job.config.recipe))
     check(config)
+    if job.dry_run:
+        show_plan(config)
     report = preflight(config, run_uri)
     if job.dry_run:
         return {"status": "dry run", "run": run_uri, **report}

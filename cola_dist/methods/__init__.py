@@ -9,7 +9,7 @@ from cola_dist.methods.base import Clips, Method, StepOutput
 from cola_dist.methods.cotrain import CoTrain
 from cola_dist.methods.pretrain import Pretrain
 from cola_dist.methods.schedule import Course, Phase, Span, phases, uses_forward_model
-from cola_dist.models.autoencoder import build_autoencoder
+from cola_dist.models.autoencoder import Autoencoder, build_autoencoder
 from cola_dist.models.conditioning import ActionConditioning
 from cola_dist.models.forward import ForwardModel
 from cola_dist.models.lam import LatentActionModel
@@ -27,13 +27,13 @@ def build_world(config: RunConfig) -> WorldModel:
     return kind(**shape) if config.world.pretrained is None else kind.from_pretrained(config.world.pretrained, shape)
 
 
-def build_method(config: RunConfig, bf16: bool) -> Method:
+def build_method(config: RunConfig, bf16: bool, autoencoder: Autoencoder | None = None) -> Method:
     """The method of ``config``, on the CPU, in fp32; weights not loaded are drawn from ``config.train.seed``, the same on every rank.
 
     ``bf16`` turns on autocast inside ``forward`` and ``evaluate``. Raises `UserError` if a pretrained
-    generator or autoencoder does not fit.
+    generator or autoencoder does not fit. An ``autoencoder`` that is given takes the place of the one that would be loaded.
     """
-    autoencoder = build_autoencoder(config.autoencoder, bf16)
+    autoencoder = autoencoder or build_autoencoder(config.autoencoder, bf16)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         world = build_world(config)

@@ -33,6 +33,23 @@ class Loaded:
     """Of the names and contents of all files, in order."""
 
 
+def read_config(uri: str, wanted: str, option: str) -> dict[str, Any]:
+    """``config.json`` of a published folder for the class ``wanted``. Raises `UserError` that names the ``option`` which points there."""
+    from cola_dist import storage
+
+    where = f"{uri}/config.json"
+    try:
+        config = json.loads(storage.read_bytes(storage.join(uri, "config.json")))
+        found = config.get("_class_name")
+    except FileNotFoundError:
+        raise UserError(f"{where} is missing: point {option} to a folder of {wanted}") from None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{where} cannot be read ({error}): {_AGAIN}") from None
+    if found != wanted:
+        raise UserError(f"{where} is of {found}, not {wanted}: choose another {option}")
+    return dict(config)
+
+
 def weight_files(uri: str) -> list[str]:
     """Names of the files in a published folder that hold its weights, in order. Raises `UserError` where there is none or one is missing."""
     from cola_dist import storage
@@ -77,7 +94,7 @@ def load_published(model: nn.Module, uri: str, drops: str) -> Loaded:
     """
     from cola_dist import storage
 
-    wanted = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    wanted: dict[str, Tensor] = model.state_dict(keep_vars=True)
     left, dropped, digest = set(wanted), dict[str, int](), hashlib.sha256()
     for name in weight_files(uri):
         where = storage.join(uri, name)
@@ -98,7 +115,9 @@ def _copy(key: str, tensor: Tensor, wanted: dict[str, Tensor], where: str) -> No
     if key not in wanted:
         raise UserError(f"{where} has a tensor {key} that the model does not know: {_other_family(where)}")
     if tensor.shape != wanted[key].shape:
-        raise UserError(f"{where}: tensor {key} is {tuple(tensor.shape)}, its config.json asks for {tuple(wanted[key].shape)}: {_AGAIN}")
+        raise UserError(
+            f"{where}: tensor {key} is {tuple(tensor.shape)}, the model needs {tuple(wanted[key].shape)}: {_other_family(where)}"
+        )
     if not torch.isfinite(tensor).all():
         raise UserError(f"{where}: tensor {key} holds values that are not finite numbers: {_AGAIN}")
     with torch.no_grad():

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from cola_dist.config import RunConfig
 from cola_dist.methods.schedule import phases
+from cola_dist.train.estimate import ACCELERATORS, UTILISATION, Plan, estimate
 
 _LINE_EVERY_S = 15.0
 _ROWS = (
@@ -94,6 +95,46 @@ def indicator_table(record: Mapping[str, Any]) -> Table:
         if any(value is not None and value != "" for value in values):
             table.add_row(label, *(f"{value:.4g}" if isinstance(value, float) else str(value or "") for value in values))
     return table
+
+
+def show_plan(config: RunConfig) -> None:
+    """Print what a run of ``config`` will need, before anything of it is opened."""
+    for table in plan_tables(config, estimate(config)):
+        Console(width=150).print(table)
+
+
+def plan_tables(config: RunConfig, plan: Plan) -> list[Table]:
+    """What each role is and when it trains; what each phase needs per worker and step."""
+    roles = Table(title="roles")
+    for column in ("role", "parameters", "begins as", *(phase.name for phase in plan.phases)):
+        roles.add_column(column, justify="right" if column == "parameters" else "left")
+    world = f"pretrained: {config.world.pretrained}" if config.world.pretrained else "random weights"
+    origin = {"lam": "new", "conditioning": "new, its last layer at zero", "world": world}
+    for role, count in plan.parameters.items():
+        roles.add_row(
+            role, f"{count / 1e6:,.1f} M", origin[role], *("trains" if role in phase.trains else "frozen" for phase in plan.phases)
+        )
+    needs = Table(title=f"per step of {config.optim.global_batch} clips on {config.train.workers} workers")
+    for column in ("phase", "ZeRO", "PFLOP", "memory of a worker", "of it kept for backward", "sent by a worker"):
+        needs.add_column(column, justify="right")
+    for name in ACCELERATORS:
+        needs.add_column(f"s on {name}", justify="right")
+    for phase in plan.phases:
+        for stage in range(4):
+            times = (
+                f"{phase.seconds(accelerator, config.train.workers, stage):.2f}"
+                if phase.memory(stage) < accelerator.memory
+                else "too small"
+                for accelerator in ACCELERATORS.values()
+            )
+            mark = " *" if stage == config.train.zero_stage else ""
+            sizes = (f"{size / 1e9:.1f} GB" for size in (phase.memory(stage), phase.activations, phase.traffic[stage]))
+            needs.add_row(phase.name, f"{stage}{mark}", f"{sum(phase.flops.values()) / 1e15:.2f}", *sizes, *times)
+    needs.caption = (
+        f"* as configured. Seconds at {UTILISATION:.0%} of the peak (an assumption, not a measurement), traffic not overlapped. Memory without "
+        f"what libraries and fragmentation take. A checkpoint: {plan.checkpoint_bytes / 1e9:.1f} GB."
+    )
+    return [roles, needs]
 
 
 def _title(look: str) -> str:

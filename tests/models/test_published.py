@@ -89,7 +89,7 @@ BROKEN: list[tuple[str, Callable[[Path], None]]] = [
     (r"tensor t_block\.1\.bias holds values that are not finite numbers", _nan),
     (r"lacks 1 of \d+ tensors of STDiT3 \(t_block\.1\.bias …\): .* of another family or version", _without("t_block.1.bias")),
     (r"has a tensor img_emb\.proj\.weight that the model does not know: .* of another family or version", _with_more),
-    (r"tensor .* is \(.*\), its config\.json asks for", lambda folder: None),
+    (r"tensor .* is \(.*\), the model needs", lambda folder: None),
     (
         r"config\.json holds a model of kind 'WanTransformer3DModel', not 'stdit3': set world\.kind",
         _config(architectures=["WanTransformer3DModel"]),

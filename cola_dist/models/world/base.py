@@ -64,7 +64,7 @@ class WorldModel(nn.Module):
         return self.velocity(x_tau, tau, modulation)
 
     @abstractmethod
-    def transformer_blocks(self) -> Sequence[nn.Module]:
+    def repeated_blocks(self) -> Sequence[nn.Module]:
         """The blocks that may be compiled one by one."""
 
     @abstractmethod
@@ -106,7 +106,7 @@ class WorldModel(nn.Module):
         if published:
             from cola_dist.models.published import load_published
 
-            model.content_hash = load_published(model, uri, cls.published_drops).sha256
+            model.content_hash = load_published(model, uri, model.published_drops).sha256
         else:
             model.content_hash = model._load_weights(uri, config["sha256"])
         return model
@@ -170,5 +170,5 @@ def _check_format(config: dict[str, Any], where: str) -> None:
 
 def compile_blocks(model: WorldModel) -> None:
     """``torch.compile`` each transformer block in place; parameter names stay as they are."""
-    for block in model.transformer_blocks():
+    for block in model.repeated_blocks():
         block.compile()

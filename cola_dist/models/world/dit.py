@@ -58,7 +58,7 @@ class SpaceTimeDiT(WorldModel):
         """Per block nine rows: shift, scale, gate of spatial attention, temporal attention and MLP."""
         return (self.depth, 9, self.width)
 
-    def transformer_blocks(self) -> Sequence[nn.Module]:
+    def repeated_blocks(self) -> Sequence[nn.Module]:
         return list(self.blocks)
 
     def enable_checkpointing(self) -> None:

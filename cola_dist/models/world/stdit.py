@@ -79,7 +79,7 @@ class STDiT3(WorldModel):
         """One set of six rows that all blocks share: shift, scale, gate of attention and of MLP."""
         return (1, 6, self.width)
 
-    def transformer_blocks(self) -> Sequence[nn.Module]:
+    def repeated_blocks(self) -> Sequence[nn.Module]:
         """Spatial and temporal blocks in the order in which they are passed."""
         return list(chain.from_iterable(zip(self.spatial_blocks, self.temporal_blocks, strict=True)))
 
@@ -129,7 +129,7 @@ class STDiT3(WorldModel):
         )
         angles = self.rope(frames)
         checkpointing = self._checkpointing and torch.is_grad_enabled()
-        for block in self.transformer_blocks():
+        for block in self.repeated_blocks():
             x = checkpoint(block, x, rows, angles, use_reentrant=False) if checkpointing else block(x, rows, angles)
         return x
 
