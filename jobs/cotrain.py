@@ -33,11 +33,10 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
     config, run_uri = resolve(job, new_run_id(job.config.recipe))
     check(config)
-    if job.dry_run:
-        show_plan(config)
+    plan = show_plan(config) if job.dry_run else {}
     report = preflight(config, run_uri)
     if job.dry_run:
-        return {"status": "dry run", "run": run_uri, **report}
+        return {"status": "dry run", "run": run_uri, **report, "plan": plan}
 
     from cola_dist.train.launch import launch
 

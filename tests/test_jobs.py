@@ -207,8 +207,14 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 def test_a_dry_run_of_the_same_configuration_is_accepted(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(cotrain.main, ["--config", str(toys / "config.yaml"), "--dry-run"]) == 0
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = capsys.readouterr().out
+    assert "roles" in said
+    assert "new, its last layer at zero" in said
+    report = json.loads(said.splitlines()[-1])
     assert report["status"] == "dry run"
+    assert [phase["name"] for phase in report["plan"]["phases"]] == ["warmup", "joint"]
+    assert report["plan"]["parameters"] == report["parameters"] | {"lam": report["plan"]["parameters"]["lam"]}
+    assert report["plan"]["parameters"]["lam"] < report["parameters"]["lam"], "the codebook is not planned for"
     assert report["windows"]["train"] == {"robot": 16, "hand": 16}
     assert not (toys / "runs").exists(), "a dry run writes nothing"
 

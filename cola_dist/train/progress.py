@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
@@ -97,10 +98,12 @@ def indicator_table(record: Mapping[str, Any]) -> Table:
     return table
 
 
-def show_plan(config: RunConfig) -> None:
-    """Print what a run of ``config`` will need, before anything of it is opened."""
-    for table in plan_tables(config, estimate(config)):
+def show_plan(config: RunConfig) -> dict[str, Any]:
+    """Print what a run of ``config`` will need, before anything of it is opened. Returns it as plain values."""
+    plan = estimate(config)
+    for table in plan_tables(config, plan):
         Console(width=150).print(table)
+    return asdict(plan)
 
 
 def plan_tables(config: RunConfig, plan: Plan) -> list[Table]:

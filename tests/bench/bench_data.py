@@ -28,6 +28,7 @@ rule, so that all loaders decode as many frames.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -274,16 +275,21 @@ def own_memory(pid: int) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon", "Pss_Shmem")))
 
 
-def memory_slope(setting: Setting, minutes: float) -> dict[str, float]:
+def memory_slope(setting: Setting, minutes: float) -> dict[str, Any]:
     """Megabytes per minute by which the loader's processes grow, and what they hold at the end."""
     runtime.connect(CORES, debug=False)
     stop, seen = threading.Event(), []
+    single: dict[str, list[tuple[float, float]]] = {}
 
     def watch() -> None:
         began = time.monotonic()
         while not stop.wait(5.0):
             family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-            seen.append(((time.monotonic() - began) / 60, sum(own_memory(process.pid) for process in family) / 1024))
+            minute, held = (time.monotonic() - began) / 60, [own_memory(process.pid) / 1024 for process in family]
+            seen.append((minute, sum(held)))
+            for process, size in zip(family, held, strict=True):
+                with contextlib.suppress(psutil.Error):
+                    single.setdefault(f"{' '.join(process.cmdline())[:60]} {process.pid}", []).append((minute, size))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -295,12 +301,15 @@ def memory_slope(setting: Setting, minutes: float) -> dict[str, float]:
     ray.shutdown()
     late = np.array([point for point in seen if point[0] > 1.0])
     slope, _ = np.polyfit(late[:, 0], late[:, 1], 1)
+    slopes = {name: np.polyfit(*np.array([p for p in points if p[0] > 1.0]).T, 1)[0] for name, points in single.items() if len(points) > 20}
+    growing = sorted(slopes.items(), key=lambda item: -item[1])[:4]
     return {
         "memory_clips": count,
         "memory_mb": late[-1, 1].round(1),
         "memory_peak_mb": late[:, 1].max().round(1),
         "memory_by_minute_mb": [round(float(late[late[:, 0] >= m][0, 1])) for m in range(1, int(late[-1, 0]) + 1)],
         "memory_slope_mb_per_min": round(float(slope), 3),
+        "memory_growing_mb_per_min": {name: round(float(rate), 3) for name, rate in growing},
     }
 
 

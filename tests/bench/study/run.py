@@ -4,7 +4,8 @@
 
 Packs the drawn square, pretrains a generator on it, runs the sweeps of the stages named (all by default) with equal compute per trial, and makes one
 report of all sweeps there are. Compute is counted, not timed: seconds of a processor that does 20 GFLOP in each, about what a core here does. So
-other work on the machine changes nothing. ``--publish`` copies its figures and raw results beside this file. Prints one JSON line last.
+other work on the machine changes nothing, and stages may be run one by one. ``--publish`` joins raw results to those beside this file and, where all
+stages are there, replaces figures and tables. Prints one JSON line last.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+import pandas
 import torch
 import yaml
 from rich.console import Console
@@ -227,14 +229,15 @@ def _job(script: str, *options: str) -> dict[str, Any]:
 
 
 def _publish(output: Path, sweeps: list[str]) -> None:
-    """Figures, raw results and all tables of tests, beside this file."""
+    """Raw results beside this file, where they join those of stages that were run elsewhere; figures and tables where all stages are here."""
+    _join_results(output / "data")
+    if len(sweeps) < len(STAGES):
+        return
     for old in HERE.glob("*.png"):
         old.unlink()
     for path in (output / "figures").glob("*.png"):
         if path.name.startswith(PUBLISHED):
             shutil.copy(path, HERE)
-    for path in (output / "data").glob("*.parquet"):
-        shutil.copy(path, HERE)
     analysis = Analysis(read_study(sweeps), "cola")
     parts = ["# The study's tables", "Made by `make study`; what they mean is in [RESULTS.md](../RESULTS.md)."]
     for domain in analysis.domains:
@@ -242,6 +245,21 @@ def _publish(output: Path, sweeps: list[str]) -> None:
             found = analysis.comparison(domain, metric)
             parts += [f"## {domain}: {metric.label}", markdown_table(found.table, metric.label) if found.table else f"{found.verdict}."]
     (HERE / "tables.md").write_text("\n\n".join(parts) + "\n")
+
+
+def _join_results(data: Path) -> None:
+    """Finished trials and their curves take the place of published ones of the same arm, settings, domain and seed."""
+    what = ["arm", "params", "domain", "seed"]
+    new = pandas.read_parquet(data / "trials.parquet").query("status == 'finished'")
+    old = pandas.read_parquet(HERE / "trials.parquet")
+    stays = old[~pandas.MultiIndex.from_frame(old[what]).isin(pandas.MultiIndex.from_frame(new[what]))]
+    curves = []
+    for trials, folder in ((stays, HERE), (new, data)):
+        rows = pandas.read_parquet(folder / "curves.parquet")
+        ids = (pandas.MultiIndex.from_frame(table[["sweep", "trial"]]) for table in (rows, trials))
+        curves.append(rows[next(ids).isin(next(ids))])
+    pandas.concat([stays, new], ignore_index=True).to_parquet(HERE / "trials.parquet")
+    pandas.concat(curves, ignore_index=True).to_parquet(HERE / "curves.parquet")
 
 
 if __name__ == "__main__":
