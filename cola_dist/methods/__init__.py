@@ -9,7 +9,8 @@ from cola_dist.methods.base import Clips, Method, StepOutput
 from cola_dist.methods.cotrain import CoTrain
 from cola_dist.methods.pretrain import Pretrain
 from cola_dist.methods.schedule import Course, Phase, Span, phases, uses_forward_model
-from cola_dist.models.autoencoder import Autoencoder, build_autoencoder
+from cola_dist.models.autoencoder import Autoencoder
+from cola_dist.models.autoencoders import build_autoencoder
 from cola_dist.models.conditioning import ActionConditioning
 from cola_dist.models.forward import ForwardModel
 from cola_dist.models.lam import LatentActionModel

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from cola_dist.config import AUTOENCODERS, AutoencoderConfig, LatentShape
+from cola_dist.config import AUTOENCODERS, LatentShape
 
 
 def to_pixels(video: Tensor) -> Tensor:
@@ -47,13 +46,3 @@ class PixelAutoencoder(Autoencoder):
 
     def decode(self, latents: Tensor) -> Tensor:
         return to_video(latents)
-
-
-@functools.cache
-def build_autoencoder(config: AutoencoderConfig, bf16: bool) -> Autoencoder:
-    """The autoencoder of ``config``, loaded once per process. Raises `UserError` if its folder does not hold it."""
-    if config.kind == "pixels":
-        return PixelAutoencoder()
-    from cola_dist.models.published_autoencoders import KINDS
-
-    return KINDS[config.kind](config, bf16)

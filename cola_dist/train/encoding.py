@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cola_dist.config import RunConfig
-from cola_dist.models.autoencoder import build_autoencoder
+from cola_dist.models.autoencoders import build_autoencoder
 from cola_dist.train.hardware import computes_bf16
 
 

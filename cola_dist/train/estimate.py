@@ -240,7 +240,7 @@ def _encoder_flops(config: RunConfig) -> float:
     """Of encoding one clip, by the published autoencoder's sizes."""
     if config.autoencoder.kind == "pixels":
         return 0.0
-    from cola_dist.models.published_autoencoders import full_size_encoder
+    from cola_dist.models.autoencoders import full_size_encoder
 
     encode = full_size_encoder(config.autoencoder.kind)
     side = config.data.resolution

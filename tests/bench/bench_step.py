@@ -32,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cola_dist.config import AUTOENCODERS, RunConfig
 from cola_dist.methods import Clips, build_method, phases
 from cola_dist.models.autoencoder import PixelAutoencoder, to_pixels
-from cola_dist.models.published_autoencoders import full_size_encoder
+from cola_dist.models.autoencoders import full_size_encoder
 from cola_dist.settings import apply_overrides, base_of
 from cola_dist.train.estimate import ACCELERATORS, estimate
 

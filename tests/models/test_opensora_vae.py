@@ -9,7 +9,7 @@ import torch
 
 from cola_dist.config import AutoencoderConfig
 from cola_dist.errors import UserError
-from cola_dist.models.autoencoder import build_autoencoder
+from cola_dist.models.autoencoders import build_autoencoder
 from cola_dist.models.opensora_vae import OpenSoraVae, sizes_of
 from tests.models.published import write_opensora_vae, write_stdit3
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cola_dist.config import AutoencoderConfig
-from cola_dist.models.autoencoder import build_autoencoder
+from cola_dist.models.autoencoders import build_autoencoder
 from cola_dist.models.world import SvdUNet
 from tests.models.published import SVD, load_theirs, write_svd, write_svd_vae
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cola_dist.config import AutoencoderConfig
 from cola_dist.errors import UserError
-from cola_dist.models.autoencoder import build_autoencoder
+from cola_dist.models.autoencoders import build_autoencoder
 from cola_dist.models.world import WanVideo
 from tests.models.published import WAN, load_theirs, write_opensora_vae, write_wan, write_wan_vae
 

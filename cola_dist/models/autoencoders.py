@@ -1,7 +1,8 @@
-"""Autoencoders as their authors publish them, each with the place and scale of latents that its generators were trained on."""
+"""The autoencoder of a configuration; those that their authors publish, with the place and scale of latents that generators were trained on."""
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from cola_dist.config import AUTOENCODERS, AutoencoderConfig
 from cola_dist.errors import UserError
-from cola_dist.models.autoencoder import Autoencoder, to_pixels, to_video
+from cola_dist.models.autoencoder import Autoencoder, PixelAutoencoder, to_pixels, to_video
 from cola_dist.models.published import load_published, read_config, tensor_shapes
 
 
@@ -128,6 +129,12 @@ def _from_config(kind: Any, uri: str) -> nn.Module:
 
 
 KINDS: Mapping[str, type[PublishedAutoencoder]] = {"opensora": OpenSoraAutoencoder, "wan": WanAutoencoder, "svd": SvdAutoencoder}
+
+
+@functools.cache
+def build_autoencoder(config: AutoencoderConfig, bf16: bool) -> Autoencoder:
+    """The autoencoder of ``config``, loaded once per process. Raises `UserError` if its folder does not hold it."""
+    return PixelAutoencoder() if config.kind == "pixels" else KINDS[config.kind](config, bf16)
 
 
 def full_size_encoder(kind: str) -> Callable[[Tensor], Any]:
