@@ -68,7 +68,14 @@ def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "--flow.tau-min=0",
         "--warmup.steps=2",
     ]
-    return toy_config(folder, *options, "--joint.steps=2", "--diagnostics.every=2", "--train.zero-stage=2")
+    options += [
+        "--joint.steps=2",
+        "--diagnostics.every=2",
+        "--flow.sampler-steps=2",
+        "--diagnostics.video-clips=0",
+        "--diagnostics.alignment-clips=0",
+    ]
+    return toy_config(folder, *options)
 
 
 def test_from_published_files_to_an_export_that_begins_the_next_run(config: RunConfig, tmp_path: Path) -> None:
