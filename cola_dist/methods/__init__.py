@@ -45,8 +45,7 @@ def build_method(config: RunConfig, bf16: bool, autoencoder: Autoencoder | None 
         conditioning = ActionConditioning(config.conditioning, *actions, world.modulation_shape, autoencoder.shape.stride)
         # Drawn last, so that the rest starts the same with and without it.
         lam.forward_model = ForwardModel(config.lam) if uses_forward_model(config) else None
-    if config.train.activation_checkpointing:
-        world.enable_checkpointing()
+    world.checkpointing = config.train.activation_checkpointing
     if config.train.compile:
         compile_blocks(world)
     if config.method == "pretrain":

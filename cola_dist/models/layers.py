@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,20 @@ def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
     c = features // (patch * patch)
     cut = tokens.reshape(b, t, height // patch, width // patch, c, patch, patch)
     return cut.permute(0, 1, 4, 2, 5, 3, 6).reshape(b, t, c, height, width)
+
+
+def unpatchify_channels_last(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
+    """Tokens ``[B, T, n, p*p*C]``, whose channel is the last part of the index, to frames ``[B, T, C, height, width]``."""
+    cut = tokens.unflatten(-1, (patch, patch, -1)).unflatten(2, (height // patch, width // patch))
+    frames: Tensor = cut.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+    return frames
+
+
+class Nothing(nn.Module):
+    """In the place of a layer that is gone and whose output was added: zeros."""
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return torch.zeros_like(x)
 
 
 def pooled_places(tokens: Tensor, rows: int, columns: int) -> Tensor:

@@ -209,11 +209,10 @@ def _flops(work: Callable[[], Any]) -> float:
 
 def _kept_bytes(parts: _Parts, clips: int, checkpointing: bool) -> int:
     """Bytes that forward keeps for backward under bf16 autocast, which casts weights and keeps the casts as well."""
-    world: Any = parts.world
-    world._checkpointing = checkpointing
+    parts.world.checkpointing = checkpointing
     with _counting(parts) as total, torch.autocast("cpu", torch.bfloat16):
         parts(clips)
-    world._checkpointing = False
+    parts.world.checkpointing = False
     return total[0]
 
 

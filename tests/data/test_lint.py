@@ -22,20 +22,8 @@ from cola_dist.data.part_writer import PartWriter
 from cola_dist.data.shards import INDEX, PACKING, PARTS, open_folder, write_index
 from cola_dist.data.sources import Item, Skipped, SourceEpisode
 from jobs import data
-from tests.data.clips import FRAMES, PICTURES, VIDEOS, flip, spot, write_clips
+from tests.data.clips import FRAMES, PICTURES, VIDEOS, flip, spot
 from tests.data.videos import moving_square
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sound")
-    write_clips(str(path), max_bytes=16_000)
-    return path
-
-
-@pytest.fixture
-def folder(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "copy"))
 
 
 def reindex(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

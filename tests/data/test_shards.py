@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,18 +27,6 @@ from cola_dist.errors import UserError
 from tests.data.clips import FRAMES, PICTURES, VIDEOS, flip, spot, write_clips
 from tests.s3 import S3, serve
 from tests.toy import FolderWriter
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sound")
-    write_clips(str(path), max_bytes=16_000)
-    return path
-
-
-@pytest.fixture
-def folder(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "copy"))
 
 
 def test_round_trip(sound: Path) -> None:

@@ -205,23 +205,3 @@ def test_a_frame_changes_its_own_velocity_and_later_ones_only(frame: int) -> Non
     changed[:, frame] += 1.0
     moved = (model()(x, tau, None) - model()(changed, tau, None)).abs().amax((0, 2, 3, 4)) > 1e-6
     assert moved.tolist() == [later >= frame for later in range(4)]
-
-
-def test_zero_modulation_is_no_modulation_bit_for_bit() -> None:
-    x, tau = torch.randn(1, 4, 4, 4, 4), torch.rand(1, 4)
-    made = model()
-    assert torch.equal(made(x, tau, None), made(x, tau, torch.zeros(1, 4, *made.modulation_shape)))
-
-
-def test_checkpointing_changes_no_gradient() -> None:
-    x, tau = torch.randn(1, 3, 4, 4, 4), torch.rand(1, 3)
-    gradients = []
-    for keep in (True, False):
-        made = model()
-        if not keep:
-            made.enable_checkpointing()
-        made(x, tau, None).square().mean().backward()
-        gradients.append({name: parameter.grad for name, parameter in made.named_parameters()})
-    for name, gradient in gradients[0].items():
-        assert gradient is not None, name
-        assert torch.equal(gradient, gradients[1][name]), name

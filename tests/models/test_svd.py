@@ -49,32 +49,17 @@ def test_it_is_diffusers_denoising_behind_a_velocity(folder: Path) -> None:
 
 
 @torch.no_grad()
-def test_zero_modulation_is_none_and_times_are_per_frame(folder: Path) -> None:
+def test_times_are_per_frame(folder: Path) -> None:
     model = SvdUNet.from_pretrained(str(folder), SVD)
     x, tau = torch.randn(1, 3, 4, 8, 8), torch.tensor([[0.0, 0.5, 1.0]])
     plain = model(x, tau, None)
     assert torch.isfinite(plain).all()
-    assert torch.equal(plain, model(x, tau, torch.zeros(1, 3, *model.modulation_shape)))
     base = model.base_modulation(tau)
     assert base.shape == (1, 3, *model.modulation_shape)
     assert len({float(row.sum()) for row in base[0]}) == 3
     moved = torch.zeros(1, 3, *model.modulation_shape)
     moved[:, 2] = 1.0
     assert not torch.equal(plain, model(x, tau, moved))
-
-
-def test_checkpointing_changes_no_gradient(folder: Path) -> None:
-    gradients = []
-    x, tau = torch.ones(1, 2, 4, 8, 8), torch.full((1, 2), 0.5)
-    for keep in (True, False):
-        model = SvdUNet.from_pretrained(str(folder), SVD)
-        if not keep:
-            model.enable_checkpointing()
-        model(x, tau, None).square().mean().backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        if gradient is not None:
-            torch.testing.assert_close(gradient, gradients[1][name])
 
 
 def test_full_size_is_one_and_a_half_billion() -> None:

@@ -40,7 +40,6 @@ def test_it_is_diffusers_forward_with_an_empty_prompt(folder: Path, size: tuple[
     model = WanVideo.from_pretrained(str(folder), WAN)
     reference = theirs(folder, x, tau)
     assert float((model(x, tau, None) - reference).abs().max() / reference.abs().max()) < 1e-5
-    assert torch.equal(model(x, tau, None), model(x, tau, torch.zeros(2, 3, 1, 6, 24)))
     with torch.autocast("cpu", torch.bfloat16):
         half = model(x, tau, None)
     assert half.dtype == torch.float32
@@ -70,21 +69,8 @@ def test_cross_attention_can_be_removed(folder: Path) -> None:
     assert not torch.equal(whole(x, tau, None), bare(x, tau, None))
 
 
-def test_checkpointing_changes_no_gradient(folder: Path) -> None:
-    gradients = []
-    x, tau = torch.ones(1, 2, 16, 4, 4), torch.full((1, 2), 0.5)
-    for keep in (True, False):
-        model = WanVideo.from_pretrained(str(folder), WAN | {"text_width": 0})
-        if not keep:
-            model.enable_checkpointing()
-        model(x, tau, None).square().mean().backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        assert gradient is not None, name
-        torch.testing.assert_close(gradient, gradients[1][name])
-
-
-def test_full_size_is_1_3_billion() -> None:
+def test_full_size_is_the_published_one() -> None:
+    """What is called 1.3B has 1.42 B parameters, its text layers among them."""
     with torch.device("meta"):
         full = WanVideo(channels=16, patch=2, width=1536, depth=30, heads=12, mlp_width=8960, text_width=4096)
     assert round(sum(p.numel() for p in full.parameters()) / 1e9, 2) == 1.42

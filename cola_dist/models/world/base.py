@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cola_dist.errors import UserError
 
@@ -24,10 +26,19 @@ class WorldModel(nn.Module):
     """The constructor's arguments, all whole numbers, as ``config.json`` keeps them."""
     published_class: ClassVar[str] = ""
     """What the config.json of its authors calls the architecture; empty where nobody else publishes it."""
+    published_model: ClassVar[str] = ""
+    """What people call the published model that fits."""
+    published_fixed: ClassVar[Mapping[str, Any]] = {}
+    """Fields of a published config.json that have one value here."""
     published_drops: ClassVar[str] = "(?!)"
     """Names of published tensors that are left out, as `cola_dist.models.published.load_published` takes them."""
     content_hash: str | None = None
-    """sha256 of the ``model.safetensors`` that the weights came from; none = random weights."""
+    """Hash of the files that the weights came from; none = random weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checkpointing = False
+        """Keep only the input of each block for backward, and compute its activations again there."""
 
     @property
     def shape(self) -> dict[str, int]:
@@ -37,6 +48,19 @@ class WorldModel(nn.Module):
     @classmethod
     def published_shape(cls, config: Mapping[str, Any], where: str) -> dict[str, int]:
         """Those of the constructor's arguments that a published ``config.json`` tells. Raises `UserError` for a variant that is not known here."""
+        for name, value in cls.published_fixed.items():
+            if config.get(name, value) != value:
+                raise UserError(f"{where}: {name} is {config[name]}, {cls.published_model} has {value}: choose a checkpoint of that model")
+        try:
+            return cls.published_sizes(config)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise UserError(
+                f"{where} is not the config.json of {cls.published_model} ({error!r}): copy it again from its origin, or choose that model"
+            ) from None
+
+    @classmethod
+    def published_sizes(cls, config: Mapping[str, Any]) -> dict[str, int]:
+        """`published_shape` of a config.json that has the fixed fields. Raises ``KeyError`` or ``ValueError`` where it is of another model."""
         raise NotImplementedError
 
     @property
@@ -67,9 +91,11 @@ class WorldModel(nn.Module):
     def repeated_blocks(self) -> Sequence[nn.Module]:
         """The blocks that may be compiled one by one."""
 
-    @abstractmethod
-    def enable_checkpointing(self) -> None:
-        """From here on, keep only the input of each block and compute its activations again in backward."""
+    def run(self, block: Callable[..., Any], *inputs: Any) -> Any:
+        """A block's output; with `checkpointing` its activations are not kept."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def save_pretrained(self, uri: str) -> str:
         """Write ``config.json`` and ``model.safetensors`` (fp32) into the folder ``uri``; return the sha256 of the weights' file."""
@@ -100,6 +126,9 @@ class WorldModel(nn.Module):
         shape = dict(expected) | cls.published_shape(config, where) if published else config["shape"]
         for field, value in expected.items():
             if shape.get(field) != value:
+                if field == "channels":
+                    fit = "choose the autoencoder.kind that it was trained on, or another world.pretrained"
+                    raise UserError(f"the autoencoder's latents have {value} channels but {where} has {shape.get(field)}: {fit}")
                 remedy = f"set world.{field} to {shape.get(field)} or choose another world.pretrained"
                 raise UserError(f"world.{field} is {value} but {where} has {shape.get(field)}: {remedy}")
         model = cls(**shape)

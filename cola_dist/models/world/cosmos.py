@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from cola_dist.errors import UserError
-from cola_dist.models.layers import pooled_places
+from cola_dist.models.layers import Nothing, pooled_places, unpatchify_channels_last
 from cola_dist.models.world.base import WorldModel
 
 _ADALN, _TEXT = 256, 1024
 _ROPE_SCALE = (1.0, 3.0, 3.0)
 _CONTEXT_TIME = 1e-4 / (1 + 1e-4)
 """Flow time that the model was told of clean context frames: a noise of 1e-4."""
-_FIXED = {"adaln_lora_dim": _ADALN, "mlp_ratio": 4.0, "text_embed_dim": _TEXT, "patch_size": [1, 2, 2], "rope_scale": list(_ROPE_SCALE)}
-_FIXED |= {"concat_padding_mask": True, "extra_pos_embed_type": None, "use_crossattn_projection": False, "img_context_dim_in": None}
 
 
 class CosmosVideo(WorldModel):
@@ -32,7 +28,11 @@ class CosmosVideo(WorldModel):
 
     kind = "cosmos"
     shape_names = ("channels", "patch", "width", "depth", "heads", "fps")
-    published_class = "CosmosTransformer3DModel"
+    published_class, published_model = "CosmosTransformer3DModel", "Cosmos-Predict2 2B, video to world"
+    published_fixed: ClassVar[Mapping[str, Any]] = {
+        **{"adaln_lora_dim": _ADALN, "mlp_ratio": 4.0, "text_embed_dim": _TEXT, "patch_size": [1, 2, 2], "rope_scale": list(_ROPE_SCALE)},
+        **{"concat_padding_mask": True, "extra_pos_embed_type": None, "use_crossattn_projection": False, "img_context_dim_in": None},
+    }
     published_drops = r"(?:.*\.)?(attn2|norm2)\."
 
     def __init__(self, channels: int, patch: int, width: int, depth: int, heads: int, fps: int) -> None:
@@ -56,25 +56,20 @@ class CosmosVideo(WorldModel):
         self.patch_embed, self.rope, self.time_embed = whole.patch_embed, whole.rope, whole.time_embed
         self.transformer_blocks, self.norm_out, self.proj_out = whole.transformer_blocks, whole.norm_out, whole.proj_out
         for block in self.transformer_blocks:
-            block.attn2, block.norm2 = _NoPrompt(), _NoNorm()
-        self._checkpointing = False
+            block.attn2, block.norm2 = Nothing(), _NoNorm()
 
     @classmethod
-    def published_shape(cls, config: Mapping[str, Any], where: str) -> dict[str, int]:
-        for name, value in _FIXED.items():
-            if config.get(name, value) != value:
-                raise UserError(f"{where}: {name} is {config[name]}, this model has {value}: choose Cosmos-Predict2 2B, video to world")
-        try:
-            heads, channels = config["num_attention_heads"], config["out_channels"]
-            sizes = {"width": heads * config["attention_head_dim"], "depth": config["num_layers"]}
-            marked = config["in_channels"] == channels + 1
-        except KeyError as error:
-            raise UserError(
-                f"{where} is not the config.json of a Cosmos transformer (it lacks {error}): copy it again from its origin"
-            ) from None
-        if not marked:
-            raise UserError(f"{where}: in_channels is {config['in_channels']}, video to world has {channels + 1}: choose that checkpoint")
-        return {"channels": channels, "patch": 2, "heads": heads} | sizes
+    def published_sizes(cls, config: Mapping[str, Any]) -> dict[str, int]:
+        heads, channels = config["num_attention_heads"], config["out_channels"]
+        if config["in_channels"] != channels + 1:
+            raise ValueError(f"in_channels is {config['in_channels']}, with the channel that marks context it has {channels + 1}")
+        return {
+            "channels": channels,
+            "patch": 2,
+            "heads": heads,
+            "width": heads * config["attention_head_dim"],
+            "depth": config["num_layers"],
+        }
 
     @property
     def modulation_shape(self) -> tuple[int, ...]:
@@ -84,18 +79,12 @@ class CosmosVideo(WorldModel):
     def repeated_blocks(self) -> Sequence[nn.Module]:
         return list(self.transformer_blocks)
 
-    def enable_checkpointing(self) -> None:
-        self._checkpointing = True
-
     def velocity(self, x_tau: Tensor, tau: Tensor, modulation: Tensor | None) -> Tensor:
         """fp32 velocity ``[B, L, C, h, w]`` of ``x_tau [B, L, C, h, w]`` at ``tau [B, L]``; ``modulation [B, L, 1, 3, width]`` or none."""
-        rows, columns = x_tau.shape[-2] // self.patch, x_tau.shape[-1] // self.patch
+        height, width = x_tau.shape[-2:]
         hidden, shared, time = self._hidden(x_tau, tau, modulation)
-        out = self.proj_out(self.norm_out(hidden, time, shared))
-        # Of a place's outputs the channel is the last part of the index.
-        cut = out.unflatten(2, (self.patch, self.patch, self.channels)).unflatten(1, (-1, rows, columns))
-        velocity: Tensor = cut.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4).float()
-        return velocity
+        out = self.proj_out(self.norm_out(hidden, time, shared)).unflatten(1, (x_tau.shape[1], -1))
+        return unpatchify_channels_last(out, self.patch, height, width).float()
 
     def base_modulation(self, tau: Tensor) -> Tensor:
         shared, _ = self._conditions(tau)
@@ -125,10 +114,8 @@ class CosmosVideo(WorldModel):
         context = (tau == 0)[:, None, :, None, None].to(x.dtype).expand(-1, 1, -1, *x.shape[-2:])
         # Marks of context, and of what lies outside the picture: nothing.
         h = self.patch_embed(torch.cat([x, context, torch.zeros_like(context)], 1)).flatten(1, 3)
-        checkpointing = self._checkpointing and torch.is_grad_enabled()
         for block in self.transformer_blocks:
-            inputs = (h, None, time, shared, angles)
-            h = checkpoint(block, *inputs, use_reentrant=False) if checkpointing else block(*inputs)
+            h = self.run(block, h, None, time, shared, angles)
         return h, shared, time
 
 
@@ -137,10 +124,3 @@ class _NoNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor, *_: Any) -> tuple[Tensor, float]:
         return hidden_states, 0.0
-
-
-class _NoPrompt(nn.Module):
-    """In the place of a cross-attention that is gone."""
-
-    def forward(self, hidden_states: Tensor, **_: Any) -> float:
-        return 0.0

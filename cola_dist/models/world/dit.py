@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cola_dist.models.layers import (
     NORM_EPS,
@@ -51,7 +50,6 @@ class SpaceTimeDiT(WorldModel):
         for layer in (self.time_modulation, self.out_modulation, self.out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        self._checkpointing = False
 
     @property
     def modulation_shape(self) -> tuple[int, ...]:
@@ -60,9 +58,6 @@ class SpaceTimeDiT(WorldModel):
 
     def repeated_blocks(self) -> Sequence[nn.Module]:
         return list(self.blocks)
-
-    def enable_checkpointing(self) -> None:
-        self._checkpointing = True
 
     def velocity(self, x_tau: Tensor, tau: Tensor, modulation: Tensor | None) -> Tensor:
         """fp32 velocity ``[B, L, C, h, w]`` of ``x_tau [B, L, C, h, w]`` at ``tau [B, L]``; ``modulation [B, L, depth, 9, width]`` or none."""
@@ -98,10 +93,9 @@ class SpaceTimeDiT(WorldModel):
         x = self.embed(patchify(x, self.patch))
         x = x + spatial_positions(height // self.patch, width // self.patch, self.width, x.device)
         x = x + temporal_positions(frames, self.width, x.device)[:, None]
-        checkpointing = self._checkpointing and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
             rows = shared + self.tables[index]
             if modulation is not None:
                 rows = rows + modulation[:, :, index]
-            x = checkpoint(block, x, rows, use_reentrant=False) if checkpointing else block(x, rows)
+            x = self.run(block, x, rows)
         return x

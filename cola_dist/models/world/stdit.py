@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from cola_dist.errors import UserError
-from cola_dist.models.layers import NORM_EPS, pooled_places, sinusoid
+from cola_dist.models.layers import NORM_EPS, pooled_places, sinusoid, unpatchify_channels_last
 from cola_dist.models.world.base import WorldModel
 
 _TIME_FEATURES = 256
@@ -26,9 +24,6 @@ _TRAINED_SIDE = 512
 """Pixels of a side at which places have the distance that the position embedding was trained with."""
 _PIXELS_PER_PLACE = 8
 """By how much the model's autoencoder shrinks height and width."""
-
-_PUBLISHED_NAMES = {"channels": "in_channels", "width": "hidden_size", "depth": "depth", "heads": "num_heads"}
-_FIXED = {"qk_norm": True, "pred_sigma": True, "mlp_ratio": 4.0, "input_sq_size": _TRAINED_SIDE}
 
 
 class STDiT3(WorldModel):
@@ -40,7 +35,14 @@ class STDiT3(WorldModel):
 
     kind = "stdit3"
     shape_names = ("channels", "patch", "width", "depth", "heads", "fps")
-    published_class = "STDiT3"
+    published_class, published_model = "STDiT3", "Open-Sora v1.2"
+    published_fixed: ClassVar[Mapping[str, Any]] = {
+        "qk_norm": True,
+        "pred_sigma": True,
+        "mlp_ratio": 4.0,
+        "input_sq_size": _TRAINED_SIDE,
+        "patch_size": [1, 2, 2],
+    }
     published_drops = r"(?:.*\.)?(y_embedder|cross_attn)\."
 
     def __init__(self, channels: int, patch: int, width: int, depth: int, heads: int, fps: int) -> None:
@@ -58,21 +60,11 @@ class STDiT3(WorldModel):
         self.spatial_blocks = nn.ModuleList(STDiT3Block(width, heads, temporal=False) for _ in range(depth))
         self.temporal_blocks = nn.ModuleList(STDiT3Block(width, heads, temporal=True) for _ in range(depth))
         self.final_layer = _FinalLayer(width, patch**2 * 2 * channels)
-        self._checkpointing = False
 
     @classmethod
-    def published_shape(cls, config: Mapping[str, Any], where: str) -> dict[str, int]:
-        for name, value in _FIXED.items():
-            if config.get(name, value) != value:
-                raise UserError(f"{where}: {name} is {config[name]}, this model has {value}: choose a checkpoint of Open-Sora v1.2")
-        try:
-            sizes = {name: config[published] for name, published in _PUBLISHED_NAMES.items()}
-            time, *window = config["patch_size"]
-        except (KeyError, ValueError, TypeError) as error:
-            raise UserError(f"{where} is not the config.json of an STDiT3 ({error!r}): copy it again from its origin") from None
-        if time != 1 or len(set(window)) != 1:
-            raise UserError(f"{where}: patch_size is {config['patch_size']}, this model has square patches of single frames")
-        return sizes | {"patch": window[0]}
+    def published_sizes(cls, config: Mapping[str, Any]) -> dict[str, int]:
+        names = {"channels": "in_channels", "width": "hidden_size", "depth": "depth", "heads": "num_heads"}
+        return {name: config[published] for name, published in names.items()} | {"patch": config["patch_size"][1]}
 
     @property
     def modulation_shape(self) -> tuple[int, ...]:
@@ -83,20 +75,14 @@ class STDiT3(WorldModel):
         """Spatial and temporal blocks in the order in which they are passed."""
         return list(chain.from_iterable(zip(self.spatial_blocks, self.temporal_blocks, strict=True)))
 
-    def enable_checkpointing(self) -> None:
-        self._checkpointing = True
-
     def velocity(self, x_tau: Tensor, tau: Tensor, modulation: Tensor | None) -> Tensor:
         """fp32 velocity ``[B, L, C, h, w]`` of ``x_tau [B, L, C, h, w]`` at ``tau [B, L]``; ``modulation [B, L, 1, 6, width]`` or none."""
         height, width = x_tau.shape[-2:]
         time = self._time(tau)
         x = self.final_layer(self._hidden(x_tau, time, modulation), time)
-        rows, columns = height // self.patch, width // self.patch
-        # Of a place's outputs the channel is the last part of the index, and the second half of the channels is the variance.
-        cut = x.reshape(*x.shape[:2], rows, columns, self.patch, self.patch, 2 * self.channels)[..., : self.channels]
-        out = cut.permute(0, 1, 6, 2, 4, 3, 5).reshape(*x.shape[:2], self.channels, height, width)
-        velocity: Tensor = -out.float()
-        return velocity
+        frames = unpatchify_channels_last(x, self.patch, height, width)
+        # The second half of the channels is the variance.
+        return -frames[:, :, : self.channels].float()
 
     def base_modulation(self, tau: Tensor) -> Tensor:
         rows: Tensor = self._rows(self._time(tau)).unsqueeze(2)
@@ -128,9 +114,8 @@ class STDiT3(WorldModel):
             height // self.patch, width // self.patch, self.width, height * _PIXELS_PER_PLACE, width * _PIXELS_PER_PLACE, x.device
         )
         angles = self.rope(frames)
-        checkpointing = self._checkpointing and torch.is_grad_enabled()
         for block in self.repeated_blocks():
-            x = checkpoint(block, x, rows, angles, use_reentrant=False) if checkpointing else block(x, rows, angles)
+            x = self.run(block, x, rows, angles)
         return x
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from cola_dist.errors import UserError
 from cola_dist.models.layers import pooled_places
 from cola_dist.models.world.base import WorldModel
 
@@ -34,7 +32,12 @@ class SvdUNet(WorldModel):
 
     kind = "svd"
     shape_names = ("channels", "patch", "width", "depth", "heads", "fps")
-    published_class = "UNetSpatioTemporalConditionModel"
+    published_class, published_model = "UNetSpatioTemporalConditionModel", "Stable Video Diffusion"
+    published_fixed: ClassVar[Mapping[str, Any]] = {
+        "cross_attention_dim": _IMAGE_FEATURES,
+        "transformer_layers_per_block": 1,
+        "addition_time_embed_dim": 256,
+    }
 
     def __init__(self, channels: int, patch: int, width: int, depth: int, heads: int, fps: int) -> None:
         """``width``, ``heads``: of the outermost level (published: 320, 5). ``depth``: layers per level (2). ``patch``: 8, the coarsest places."""
@@ -57,25 +60,17 @@ class SvdUNet(WorldModel):
         self.add_time_proj, self.add_embedding = whole.add_time_proj, whole.add_embedding
         self.down_blocks, self.mid_block, self.up_blocks = whole.down_blocks, whole.mid_block, whole.up_blocks
         self.conv_norm_out, self.conv_act, self.conv_out = whole.conv_norm_out, whole.conv_act, whole.conv_out
-        self._checkpointing = False
 
     @classmethod
-    def published_shape(cls, config: Mapping[str, Any], where: str) -> dict[str, int]:
-        try:
-            widths, heads, layers = config["block_out_channels"], config["num_attention_heads"], config["layers_per_block"]
-            channels, features, halves = (
-                config["out_channels"],
-                config["cross_attention_dim"],
-                config["in_channels"] // config["out_channels"],
-            )
-        except KeyError as error:
-            raise UserError(f"{where} is not the config.json of a video UNet (it lacks {error}): copy it again from its origin") from None
-        usual = ([widths[0] * multiple for multiple in _MULTIPLES], [heads[0] * multiple for multiple in _MULTIPLES], _IMAGE_FEATURES, 2)
-        if (list(widths), list(heads), features, halves) != usual or not isinstance(layers, int):
-            raise UserError(
-                f"{where}: levels of {widths}, heads {heads}, this model has {usual[0]} and {usual[1]}: choose Stable Video Diffusion"
-            )
-        return {"channels": channels, "patch": _HALVINGS, "width": widths[0], "depth": layers, "heads": heads[0]}
+    def published_sizes(cls, config: Mapping[str, Any]) -> dict[str, int]:
+        sizes = {"width": config["block_out_channels"], "heads": config["num_attention_heads"]}
+        for name, levels in sizes.items():
+            if list(levels) != [levels[0] * multiple for multiple in _MULTIPLES]:
+                raise ValueError(f"{name} of the levels are {levels}, not as 1 : 2 : 4 : 4")
+        channels = config["out_channels"]
+        if config["in_channels"] != 2 * channels or not isinstance(config["layers_per_block"], int):
+            raise ValueError(f"in_channels is {config['in_channels']}, with the image beside the noise it has {2 * channels}")
+        return {"channels": channels, "patch": _HALVINGS, "depth": config["layers_per_block"]} | {name: s[0] for name, s in sizes.items()}
 
     @property
     def modulation_shape(self) -> tuple[int, ...]:
@@ -84,9 +79,6 @@ class SvdUNet(WorldModel):
 
     def repeated_blocks(self) -> Sequence[nn.Module]:
         return [*self.down_blocks, self.mid_block, *self.up_blocks]
-
-    def enable_checkpointing(self) -> None:
-        self._checkpointing = True
 
     def velocity(self, x_tau: Tensor, tau: Tensor, modulation: Tensor | None) -> Tensor:
         """fp32 velocity ``[B, L, C, h, w]`` of ``x_tau [B, L, C, h, w]`` at ``tau [B, L]``; ``modulation [B, L, 1, 1, 4*width]`` or none."""
@@ -137,11 +129,8 @@ class SvdUNet(WorldModel):
         return levels, self._pass(self.mid_block, hidden, embedded, context, x.shape[:2]), embedded, context
 
     def _pass(self, block: Any, hidden: Tensor, embedded: Tensor, context: Tensor, frames: Sequence[int], **more: Any) -> Any:
-        """A block's output; its activations are made again in backward where that is asked for."""
+        """A block's output, told of time, frames and, where it takes it, the image."""
         more["image_only_indicator"] = torch.zeros(*frames, device=hidden.device)
         if getattr(block, "has_cross_attention", False):
             more["encoder_hidden_states"] = context
-        call: Callable[[Tensor, Tensor], Any] = lambda h, e: block(h, temb=e, **more)  # noqa: E731
-        if self._checkpointing and torch.is_grad_enabled():
-            return checkpoint(call, hidden, embedded, use_reentrant=False)
-        return call(hidden, embedded)
+        return self.run(lambda h, e: block(h, temb=e, **more), hidden, embedded)

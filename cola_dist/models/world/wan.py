@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from cola_dist.errors import UserError
-from cola_dist.models.layers import pooled_places
+from cola_dist.models.layers import Nothing, pooled_places, unpatchify_channels_last
 from cola_dist.models.world.base import WorldModel
-
-_FIXED = {"patch_size": [1, 2, 2], "qk_norm": "rms_norm_across_heads", "cross_attn_norm": True, "freq_dim": 256}
-_FIXED |= {"image_dim": None, "added_kv_proj_dim": None}
 
 
 class WanVideo(WorldModel):
@@ -29,7 +24,11 @@ class WanVideo(WorldModel):
 
     kind = "wan"
     shape_names = ("channels", "patch", "width", "depth", "heads", "mlp_width", "text_width")
-    published_class = "WanTransformer3DModel"
+    published_class, published_model = "WanTransformer3DModel", "Wan 2.1, text to video"
+    published_fixed: ClassVar[Mapping[str, Any]] = {
+        **{"patch_size": [1, 2, 2], "qk_norm": "rms_norm_across_heads", "cross_attn_norm": True, "freq_dim": 256},
+        **{"image_dim": None, "added_kv_proj_dim": None},
+    }
 
     def __init__(self, channels: int, patch: int, width: int, depth: int, heads: int, mlp_width: int, text_width: int) -> None:
         from diffusers import WanTransformer3DModel
@@ -54,26 +53,17 @@ class WanVideo(WorldModel):
         if not text_width:
             self.condition_embedder.text_embedder = nn.Identity()
             for block in self.blocks:
-                block.attn2, block.norm2 = _NoPrompt(), nn.Identity()
-        self._checkpointing = False
+                block.attn2, block.norm2 = Nothing(), nn.Identity()
 
     @property
     def published_drops(self) -> str:  # type: ignore[override]
         return "(?!)" if self.text_width else r"(?:.*\.)?(attn2|norm2|text_embedder)\."
 
     @classmethod
-    def published_shape(cls, config: Mapping[str, Any], where: str) -> dict[str, int]:
-        for name, value in _FIXED.items():
-            if config.get(name, value) != value:
-                raise UserError(f"{where}: {name} is {config[name]}, this model has {value}: choose a text-to-video checkpoint of Wan 2.1")
-        try:
-            heads, channels = config["num_attention_heads"], config["in_channels"]
-            sizes = {"width": heads * config["attention_head_dim"], "depth": config["num_layers"], "mlp_width": config["ffn_dim"]}
-        except KeyError as error:
-            raise UserError(
-                f"{where} is not the config.json of a Wan transformer (it lacks {error}): copy it again from its origin"
-            ) from None
-        return {"channels": channels, "patch": 2, "heads": heads} | sizes
+    def published_sizes(cls, config: Mapping[str, Any]) -> dict[str, int]:
+        heads = config["num_attention_heads"]
+        sizes = {"width": heads * config["attention_head_dim"], "depth": config["num_layers"], "mlp_width": config["ffn_dim"]}
+        return {"channels": config["in_channels"], "patch": 2, "heads": heads} | sizes
 
     @property
     def modulation_shape(self) -> tuple[int, ...]:
@@ -83,19 +73,14 @@ class WanVideo(WorldModel):
     def repeated_blocks(self) -> Sequence[nn.Module]:
         return list(self.blocks)
 
-    def enable_checkpointing(self) -> None:
-        self._checkpointing = True
-
     def velocity(self, x_tau: Tensor, tau: Tensor, modulation: Tensor | None) -> Tensor:
         """fp32 velocity ``[B, L, C, h, w]`` of ``x_tau [B, L, C, h, w]`` at ``tau [B, L]``; ``modulation [B, L, 1, 6, width]`` or none."""
         height, width = x_tau.shape[-2:]
-        rows, columns = height // self.patch, width // self.patch
+        places = (height // self.patch) * (width // self.patch)
         hidden, time = self._hidden(x_tau, tau, modulation)
         shift, scale = (self.scale_shift_table + time.unsqueeze(2)).unsqueeze(2).unbind(3)
-        out = self.proj_out(self.norm_out(hidden.unflatten(1, (-1, rows * columns)).float()) * (1 + scale) + shift)
-        cut = out.unflatten(2, (rows, columns)).unflatten(-1, (self.patch, self.patch, self.channels))
-        velocity: Tensor = cut.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4).float()
-        return velocity
+        out = self.proj_out(self.norm_out(hidden.unflatten(1, (-1, places)).float()) * (1 + scale) + shift)
+        return unpatchify_channels_last(out, self.patch, height, width).float()
 
     def base_modulation(self, tau: Tensor) -> Tensor:
         _, rows, _ = self._conditions(tau)
@@ -123,14 +108,6 @@ class WanVideo(WorldModel):
         x = x.transpose(1, 2)
         angles = self.rope(x)
         h = self.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
-        checkpointing = self._checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            h = checkpoint(block, h, prompt, rows, angles, use_reentrant=False) if checkpointing else block(h, prompt, rows, angles)
+            h = self.run(block, h, prompt, rows, angles)
         return h, time
-
-
-class _NoPrompt(nn.Module):
-    """In the place of a cross-attention that is gone."""
-
-    def forward(self, hidden_states: Tensor, *_: Any) -> Tensor:
-        return torch.zeros_like(hidden_states)
