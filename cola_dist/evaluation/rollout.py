@@ -29,13 +29,12 @@ class Rollouts:
     """Generated from the same frame and noise with another clip's actions."""
 
 
-def generate(method: CoTrain, video: Tensor, actions: Tensor, noise: Tensor, context: int = 1) -> Tensor:
-    """Continue the first ``context`` frames of uint8 ``video [B, T, 3, H, W]`` under ``actions [B, T-1, N, D]``; all frames at once.
+def generate(method: CoTrain, context: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
+    """Continue the latent frames ``context [B, c, C, h, w]`` under ``actions [B, T-1, N, D]``, all frames at once: uint8 ``[B, T, 3, H, W]``.
 
     ``noise [B, L, C, h, w]`` is where the flow starts. With ``config.flow.guidance`` g other than 1: v = v_null + g (v_actions - v_null).
     """
     flow: FlowConfig = method.config.flow
-    latents = method.autoencoder.encode(video)
     modulation = method.conditioning(actions)
     null = method.conditioning(method.conditioning.null_actions(*actions.shape[:2]).to(actions.dtype))
 
@@ -46,17 +45,17 @@ def generate(method: CoTrain, video: Tensor, actions: Tensor, noise: Tensor, con
         free: Tensor = method.world(x, tau, null)
         return free + flow.guidance * (conditioned - free)
 
-    return method.autoencoder.decode(sample(velocity, latents[:, :context], noise, flow))
+    return method.autoencoder.decode(sample(velocity, context, noise, flow))
 
 
 @torch.no_grad()
 def rollouts(method: CoTrain, clips: Clips) -> Rollouts:
     """Rollouts of all ``clips`` (at least two) from their first frame; the noise is keyed by position, so pictures of two steps compare."""
     _, quantised = method.lam.infer(to_pixels(clips.video))
-    shape = method.autoencoder.encode(clips.video).shape[1:]
-    noise = Draws(method.config.train.seed, clips.position, clips.video.device).normal("rollout", *shape)
-    own = generate(method, clips.video, quantised.actions, noise)
-    other = generate(method, clips.video, quantised.actions[other_clip(clips.source)], noise)
+    latents = method.latents(clips)
+    noise = Draws(method.config.train.seed, clips.position, clips.video.device).normal("rollout", *latents.shape[1:])
+    own = generate(method, latents[:, :1], quantised.actions, noise)
+    other = generate(method, latents[:, :1], quantised.actions[other_clip(clips.source)], noise)
     return Rollouts(clips.video, own, other)
 
 

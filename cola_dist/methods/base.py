@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cola_dist.methods.schedule import Phase
+from cola_dist.models.autoencoder import Autoencoder
 from cola_dist.models.world import WorldModel
 
 
@@ -60,9 +61,14 @@ class Method(nn.Module):
     world: WorldModel
     """The generator, role "world", which every method has."""
 
-    def __init__(self, bf16: bool) -> None:
+    def __init__(self, bf16: bool, autoencoder: Autoencoder) -> None:
         super().__init__()
         self.bf16 = bf16
+        self.autoencoder = autoencoder
+
+    def latents(self, clips: Clips) -> Tensor:
+        """What the generator models, ``[B, L, C, h, w]``: made beforehand, or encoded now."""
+        return clips.latents if clips.latents is not None else self.autoencoder.encode(clips.video)
 
     @abstractmethod
     def roles(self) -> tuple[str, ...]:

@@ -56,9 +56,8 @@ class CoTrain(Method):
         conditioning: ActionConditioning,
         world: WorldModel,
     ) -> None:
-        super().__init__(bf16)
+        super().__init__(bf16, autoencoder)
         self.config = config
-        self.autoencoder = autoencoder
         self.lam = lam
         self.conditioning = conditioning
         self.world = world
@@ -104,7 +103,7 @@ class CoTrain(Method):
         """Weight and value of each term that asks the generator."""
         objective, flow = self.config.objective, self.config.flow
         draws = Draws(self.config.train.seed, clips.position, clips.video.device)
-        x0 = self._latents(clips)
+        x0 = self.latents(clips)
         actions = quantised.actions if objective.generator_teaches_lam else quantised.actions.detach()
         dropped = draws.dropped(self.config.conditioning.dropout, actions.shape[1])
         eps = draws.normal("noise", *x0.shape[1:])
@@ -118,9 +117,6 @@ class CoTrain(Method):
             other = flow_loss(self.world(x_tau, tau, modulation), x0, eps, generated, weight)
             terms["ranking_loss"] = (objective.ranking_weight, ranking_loss(own, other, objective.ranking_margin))
         return terms
-
-    def _latents(self, clips: Clips) -> Tensor:
-        return clips.latents if clips.latents is not None else self.autoencoder.encode(clips.video)
 
     @torch.no_grad()
     def evaluate(self, clips: Clips) -> dict[str, Tensor]:
@@ -161,7 +157,7 @@ class CoTrain(Method):
     def feature_changes(self, clips: Clips) -> Tensor:
         """By how much the generator's features, made without any action, change in each latent transition: fp32 ``[B*(L-1), F]``."""
         with self._autocast(clips.video.device):
-            features = self.world.features(self._latents(clips))
+            features = self.world.features(self.latents(clips))
         change: Tensor = (features[:, 1:] - features[:, :-1]).flatten(0, 1)
         return change
 
@@ -233,7 +229,7 @@ class CoTrain(Method):
     def _paired_losses(self, clips: Clips, quantised: Quantised) -> Iterator[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
         """For each of the two bins ``[B]`` of tau in which a clip is measured: flow losses ``[B]`` by whose actions are given, and the squared
         modulation per block that the clip's actions and all else make."""
-        x0 = self._latents(clips)
+        x0 = self.latents(clips)
         eps = Draws(self.config.train.seed, clips.position, clips.video.device).normal("noise", *x0.shape[1:])
         own = quantised.actions
         modulations = {

@@ -25,9 +25,8 @@ class Pretrain(Method):
     """Role "world" only; the loss is the flow loss of the unconditioned generator."""
 
     def __init__(self, config: RunConfig, bf16: bool, autoencoder: Autoencoder, world: WorldModel) -> None:
-        super().__init__(bf16)
+        super().__init__(bf16, autoencoder)
         self.config = config
-        self.autoencoder = autoencoder
         self.world = world
 
     def roles(self) -> tuple[str, ...]:
@@ -37,7 +36,7 @@ class Pretrain(Method):
         device = clips.video.device
         draws = Draws(self.config.train.seed, clips.position, device)
         with self._autocast(device):
-            x0 = clips.latents if clips.latents is not None else self.autoencoder.encode(clips.video)
+            x0 = self.latents(clips)
             eps = draws.normal("noise", *x0.shape[1:])
             tau, generated = frame_times(draws.flow_time(self.config.flow), draws.context(self.config.flow, x0.shape[1]), x0.shape[1])
             loss = flow_loss(self.world(noised(x0, eps, tau), tau, None), x0, eps, generated).mean()
@@ -48,7 +47,7 @@ class Pretrain(Method):
         """``flow_count``, ``flow_own`` and ``flow_copy``, of a repeated context frame, per bin of tau, float64 ``[TAU_BINS]``: every clip at
         every bin, one context frame."""
         device = clips.video.device
-        x0 = clips.latents if clips.latents is not None else self.autoencoder.encode(clips.video)
+        x0 = self.latents(clips)
         eps = Draws(self.config.train.seed, clips.position, device).normal("noise", *x0.shape[1:])
         ones = torch.ones(len(x0), dtype=torch.int64, device=device)
         own, copy = torch.zeros(2, TAU_BINS, dtype=torch.float64, device=device)

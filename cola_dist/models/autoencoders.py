@@ -123,7 +123,9 @@ class SvdAutoencoder(PublishedAutoencoder):
 
 
 def _from_config(kind: Any, uri: str) -> nn.Module:
-    config = read_config(uri, kind.__name__, "autoencoder.pretrained")
+    config = read_config(uri, "autoencoder.pretrained", inside=("vae",))
+    if config.get("_class_name") != kind.__name__:
+        raise UserError(f"{uri}/config.json is of {config.get('_class_name')}, not {kind.__name__}: choose another autoencoder.pretrained")
     module: nn.Module = kind.from_config(config)
     return module
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,21 +35,22 @@ class Loaded:
     """Of the names and contents of all files, in order."""
 
 
-def read_config(uri: str, wanted: str, option: str) -> dict[str, Any]:
-    """``config.json`` of a published folder for the class ``wanted``. Raises `UserError` that names the ``option`` which points there."""
+def read_config(uri: str, option: str, inside: Sequence[str]) -> dict[str, Any]:
+    """``config.json`` of the folder ``uri`` that ``option`` points to. Raises `UserError`, which names one of the folders ``inside`` if that has one."""
     from cola_dist import storage
 
     where = f"{uri}/config.json"
     try:
         config = json.loads(storage.read_bytes(storage.join(uri, "config.json")))
-        found = config.get("_class_name")
     except FileNotFoundError:
-        raise UserError(f"{where} is missing: point {option} to a folder of {wanted}") from None
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{where} cannot be read ({error}): {_AGAIN}") from None
-    if found != wanted:
-        raise UserError(f"{where} is of {found}, not {wanted}: choose another {option}")
-    return dict(config)
+        meant = next((part for part in inside if storage.exists(storage.join(uri, part, "config.json"))), "")
+        hint = f"did you mean {uri}/{meant}?" if meant else f"point {option} to a folder with config.json and weights"
+        raise UserError(f"{where} is missing: {hint}") from None
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error}): {_AGAIN}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{where} holds no table of fields: point {option} to a folder with config.json and weights")
+    return config
 
 
 def weight_files(uri: str) -> list[str]:

@@ -115,6 +115,12 @@ def test_each_mistake_is_named(tmp_path: Path, message: str, break_it: Callable[
     assert "ran" not in capsys.readouterr().out
 
 
+def test_the_folder_around_it_names_the_one_that_is_meant(tmp_path: Path) -> None:
+    write_stdit3(tmp_path / "repository" / "transformer")
+    with pytest.raises(UserError, match=r"config\.json is missing: did you mean .*/repository/transformer\?"):
+        STDiT3.from_pretrained(str(tmp_path / "repository"), STDIT)
+
+
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     folder = write_stdit3(tmp_path, shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()

@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from cola_dist.errors import UserError
 
 FORMAT_VERSION = 1
+_INSIDE = ("world", "export/world", "transformer", "unet")
+"""Where the generator lies in a run's folder, in its export, and in what authors publish."""
 
 
 class WorldModel(nn.Module):
@@ -116,7 +118,9 @@ class WorldModel(nn.Module):
 
         Raises `UserError` that names the field or tensor which does not fit, and the remedy.
         """
-        config, where = _read_config(uri), f"{uri}/config.json"
+        from cola_dist.models.published import load_published, read_config
+
+        config, where = read_config(uri, "world.pretrained", _INSIDE), f"{uri}/config.json"
         published = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
         if not published:
             _check_format(config, where)
@@ -133,8 +137,6 @@ class WorldModel(nn.Module):
                 raise UserError(f"world.{field} is {value} but {where} has {shape.get(field)}: {remedy}")
         model = cls(**shape)
         if published:
-            from cola_dist.models.published import load_published
-
             model.content_hash = load_published(model, uri, model.published_drops).sha256
         else:
             model.content_hash = model._load_weights(uri, config["sha256"])
@@ -172,24 +174,6 @@ class WorldModel(nn.Module):
         for name in tensors:
             if name not in wanted:
                 raise UserError(f"{where} has a tensor {name} that the model does not know: {remedy}")
-
-
-def _read_config(uri: str) -> dict[str, Any]:
-    from cola_dist import storage
-
-    where = f"{uri}/config.json"
-    try:
-        config = json.loads(storage.read_bytes(storage.join(uri, "config.json")))
-    except FileNotFoundError:
-        # A run's folder, or its export, holds the generator with the other roles.
-        inside = next((part for part in ("world", "export/world") if storage.exists(storage.join(uri, part, "config.json"))), "")
-        hint = f"did you mean {uri}/{inside}?" if inside else "point world.pretrained to a folder written by save_pretrained"
-        raise UserError(f"{where} is missing: {hint}") from None
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error}): copy the folder again from its origin") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{where} is not a generator's config: point world.pretrained to a folder written by save_pretrained")
-    return config
 
 
 def _check_format(config: dict[str, Any], where: str) -> None:
