@@ -36,7 +36,7 @@ class Loaded:
 
 
 def read_config(uri: str, option: str, inside: Sequence[str]) -> dict[str, Any]:
-    """``config.json`` of the folder ``uri`` that ``option`` points to. Raises `UserError`, which names one of the folders ``inside`` if that has one."""
+    """``config.json`` of the folder ``uri`` that ``option`` points to. Raises `UserError`, which names the one of ``inside`` that has one."""
     from cola_dist import storage
 
     where = f"{uri}/config.json"

@@ -19,10 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cola_dist.config import AUTOENCODERS, RunConfig
-from cola_dist.methods import Phase, phases
+from cola_dist.methods import Phase, build_world, phases
 from cola_dist.models.conditioning import ActionConditioning
 from cola_dist.models.lam import InverseDynamics
-from cola_dist.models.world import KINDS
 
 UTILISATION = 0.4
 """Share of an accelerator's peak that training steps are taken to reach. Not yet measured on one."""
@@ -80,6 +79,7 @@ class Plan:
 
     parameters: Mapping[str, int]
     phases: tuple[PhasePlan, ...]
+    """Those that ask the generator; a phase of the LAM alone is not planned for."""
     checkpoint_bytes: int
     """Weights and moments of all roles that ever train."""
 
@@ -91,7 +91,7 @@ def estimate(config: RunConfig) -> Plan:
         parameters = {role: round(_grown(config, [_size(parts, role) for parts in family])) for role in _ROLES[config.method]}
         encoding = config.optim.global_batch * _encoder_flops(config)
         plans = tuple(_phase_plan(config, phase, family, parameters, encoding) for phase in phases(config) if phase.objective == "flow")
-    trained = {role for plan in plans for role in plan.trains}
+    trained = {role for phase in phases(config) for role in phase.trains}
     return Plan(parameters, plans, (_WEIGHT + _MOMENTS) * sum(parameters[role] for role in trained))
 
 
@@ -118,9 +118,7 @@ class _Parts(nn.Module):
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         self.config, latents = config, AUTOENCODERS[config.autoencoder.kind]
-        kind = KINDS[config.world.kind]
-        wanted = {"channels": latents.channels} | vars(config.world)
-        self.world = kind(**{name: wanted[name] for name in kind.shape_names})
+        self.world = build_world(replace(config, world=replace(config.world, pretrained=None)))
         self.lam = InverseDynamics(config.lam)
         actions = (config.lam.tokens, config.lam.bottleneck.dim)
         self.conditioning = ActionConditioning(config.conditioning, *actions, self.world.modulation_shape, latents.stride)

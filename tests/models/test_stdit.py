@@ -148,6 +148,21 @@ def test_it_is_the_published_arithmetic(size: tuple[int, int]) -> None:
         assert _error(half_out, reference) < 1e-2
 
 
+def test_gradients_of_the_action_path_are_those_of_the_published_arithmetic() -> None:
+    """What reaches the rows that actions make, through every block, causal attention and rotary positions: by autograd of the plain reference."""
+    torch.manual_seed(2)
+    x, tau, target = torch.randn(1, 3, 4, 4, 4), torch.rand(1, 3), torch.randn(1, 3, 4, 4, 4)
+    made, gradients = model(), []
+    for velocity in (lambda rows: made(x, tau, rows), lambda rows: plain_velocity(made.state_dict(), x, tau, rows)):
+        rows = (0.3 * torch.ones(1, 3, 1, 6, SHAPE["width"])).requires_grad_()
+        (velocity(rows) - target).square().mean().backward()
+        gradients.append(rows.grad)
+    assert gradients[1] is not None
+    assert gradients[0] is not None
+    assert all(gradients[1][:, frame].abs().max() > 0 for frame in range(3))
+    assert _error(gradients[0], gradients[1].double()) < 1e-4
+
+
 def _error(found: Tensor, reference: Tensor) -> float:
     """Largest difference relative to the largest value."""
     return float((found.double() - reference).abs().max() / reference.abs().max())
