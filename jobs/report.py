@@ -2,7 +2,8 @@
 
     python jobs/report.py SWEEP [SWEEP ...] [--output report.html] [--figures DIR] [--data DIR] [--reference ARM] [--tracking.uri URI]
 
-SWEEP is a folder that jobs/sweep.py wrote (path or s3:// URI); so may be outputs. The last line on stdout is a JSON object.
+SWEEP is a folder that jobs/sweep.py wrote, or one of raw results that this job wrote (--data): a path or s3:// URI, as may be outputs. The last line
+on stdout is a JSON object.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from rich.console import Console
 from cola_dist import storage, tracking
 from cola_dist.command import run_command
 from cola_dist.report.analysis import Analysis
-from cola_dist.report.files import write_data, write_figures
+from cola_dist.report.files import write_figures
 from cola_dist.report.origin import origin
 from cola_dist.report.page import build, render, sheets
-from cola_dist.report.study import Study, read_study
+from cola_dist.report.raw import write_raw
+from cola_dist.report.study import read_study
 from cola_dist.report.summary import result_table, winners
+from cola_dist.report.trials import Study
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,12 @@ class Tracking:
 @dataclass(frozen=True)
 class Report:
     sweeps: tyro.conf.Positional[tuple[str, ...]]
-    """Sweep folders; of trials of the same arm, domain, seed and settings the newest counts."""
+    """Sweep folders, or raw results; of trials of the same arm, domain, seed and settings the newest counts, and raw results count as oldest."""
     output: str = "report.html"
     figures: str = ""
     """Folder for the figures as PNG; empty = none are written."""
     data: str = ""
-    """Folder for trials.parquet and curves.parquet; empty = none are written."""
+    """Folder for raw results (trials.parquet, curves.parquet, sweeps.json), from which a page can be made again; empty = none are written."""
     reference: str = "cola"
     """The arm that all others are tested against."""
     tracking: Tracking = field(default_factory=Tracking)
@@ -57,7 +60,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     page = render(analysis, sections)
     storage.write_bytes(job.output, page.encode())
     figures = write_figures(job.figures, sheets(sections)) if job.figures else []
-    data = write_data(job.data, study) if job.data else []
+    data = write_raw(job.data, study) if job.data else []
     for domain in analysis.domains:
         Console(width=120).print(result_table(analysis, domain))
     return {

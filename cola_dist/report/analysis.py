@@ -13,7 +13,7 @@ from cola_dist.errors import UserError
 from cola_dist.evaluation.statistics import ArmTable, Interval, bootstrap_interval, compare_arms, verdict_line, winner
 from cola_dist.report.groups import groups_of
 from cola_dist.report.metrics import Metric
-from cola_dist.report.study import Study, Trial
+from cola_dist.report.trials import Study, Trial
 
 LEVEL = 0.95
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from cola_dist.report.study import Trial
+from cola_dist.report.trials import Trial
 
 Floats = NDArray[np.float64]
 POINTS = 61

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cola_dist import storage
 from cola_dist.errors import UserError
-from cola_dist.report.study import Trial
+from cola_dist.report.trials import Trial
 
 BUDGET_BYTES = 10 * 1024**2
 """Of all videos of a page, as base64, with their posters: the page stays below 15 MB."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cola_dist.report.study import Trial
+from cola_dist.report.trials import Trial
 
 MOST_POINTS = 12
 """Of an arm that was swept, up to so many points are compared as arms of their own; more would leave no test any power."""

@@ -1,152 +1,43 @@
-"""Sweep folders, on disk or in object storage, read into one study: its trials with what was looked at, and what could not be read."""
+"""Sweep folders and raw results, on disk or in object storage, read into one study, with what could not be read."""
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from cola_dist import storage
 from cola_dist.errors import UserError
+from cola_dist.report.raw import is_raw, read_raw
+from cola_dist.report.trials import Look, Ruling, Span, Study, Sweep, Trial, spans_of
 
 _READERS = 8
-_OWN_FIELDS = frozenset({"train.seed", "data.mixture", "train.budget_seconds", "output"})
-"""Parameters that say which seed, domain, budget or place a trial has, and so do not make it another setting of its arm."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """One evaluation on held-out clips, as ``RUN/looks`` has it."""
-
-    step: int
-    phase: str
-    name: str
-    """``start``, ``PHASE_end``, or empty."""
-    spent_seconds: float
-    verdict: str
-    indicators: Mapping[str, float]
-    code_counts: Sequence[Sequence[float]]
-    """``[slots][codes]``; empty where there are no codes."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """A phase as it was run: steps ``[first, end)``, and what ended it where that was not its plan."""
-
-    phase: str
-    first: int
-    end: int
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class Ruling:
-    """What a rule did at a step of a run."""
-
-    step: int
-    rule: str
-    act: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One run of a study. Looks stand in order of their steps."""
-
-    id: str
-    arm: str
-    domain: str
-    seed: int
-    params: Mapping[str, Any]
-    status: str
-    why: str
-    run: str
-    spent_seconds: float
-    steps: int
-    sweep: str
-    looks: tuple[Look, ...] = ()
-    spans: tuple[Span, ...] = ()
-    rulings: tuple[Ruling, ...] = ()
-    videos: tuple[str, ...] = ()
-    """URIs of the rollout videos, oldest first."""
-
-    @property
-    def settings(self) -> tuple[tuple[str, str], ...]:
-        """What sets this trial apart from others of its arm, seed and domain: parameters with their values as JSON, sorted."""
-        return tuple(sorted((name, json.dumps(value, default=str)) for name, value in self.params.items() if name not in _OWN_FIELDS))
-
-    @property
-    def final(self) -> Look | None:
-        """The newest look at a phase's end."""
-        return next((look for look in reversed(self.looks) if look.name.endswith("_end")), None)
-
-    def moment(self, name: str) -> Look | None:
-        """The look at the ``start``, after ``warm-up`` (or the LAM's own first stage), or at the ``end``; none where the run had no such moment."""
-        if name == "end":
-            return self.final
-        names = {"start": ("start",), "warm-up": ("warmup_end", "lam_end")}[name]
-        return next((look for look in self.looks if look.name in names), None)
-
-    def value(self, indicator: str) -> float:
-        """An indicator of the final look; NaN where there is none."""
-        return self.final.indicators.get(indicator, math.nan) if self.final else math.nan
-
-    @property
-    def verdict(self) -> str:
-        """The last one of a run that finished or was stopped; empty where there is none."""
-        return self.looks[-1].verdict if self.looks else ""
-
-    @property
-    def warmup_steps(self) -> int:
-        """Steps that the first warm-up really took; 0 for a run without one."""
-        return next((span.end - span.first for span in self.spans if span.phase == "warmup"), 0)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep's folder and its ``sweep.json``."""
-
-    uri: str
-    about: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Study:
-    """All that was read. A trial stands in one of ``trials``, ``damaged`` and ``superseded``."""
-
-    sweeps: tuple[Sweep, ...]
-    trials: tuple[Trial, ...]
-    damaged: tuple[tuple[Trial, str], ...] = field(default=())
-    """Trials whose runs cannot be read, each with the reason."""
-    superseded: tuple[Trial, ...] = field(default=())
-    """Trials that a newer one of the same arm, domain, seed and settings replaces."""
-
-    @property
-    def finished(self) -> list[Trial]:
-        """Trials that came to their end and were read; the others say nothing about quality at the whole budget."""
-        return [trial for trial in self.trials if trial.status == "finished"]
 
 
 def read_study(folders: Sequence[str]) -> Study:
-    """Read sweep folders, oldest first. Raises ``UserError`` for a folder that is no sweep, or where no trial has finished.
+    """Read sweep folders, oldest first, after raw results. Raises ``UserError`` for a folder that is neither, or where no trial has finished.
 
     What is damaged is left out, named on stderr and kept by name.
     """
     if not folders:
         raise UserError("no sweep given: name one or more folders that jobs/sweep.py wrote")
-    sweeps = sorted((_read_sweep(folder) for folder in folders), key=lambda sweep: str(sweep.about.get("started", "")))
-    listed = [trial for sweep in sweeps for trial in _read_trials(sweep)]
-    kept, superseded = _newest(listed)
+    raw = [read_raw(folder) for folder in folders if is_raw(folder)]
+    sweeps = [_read_sweep(folder) for folder in folders if not is_raw(folder)]
+    sweeps.sort(key=lambda sweep: str(sweep.about.get("started", "")))
+    shared = [trial for _, trials in raw for trial in trials]
+    kept, superseded = _newest([*shared, *(trial for sweep in sweeps for trial in _read_trials(sweep))])
+    whole = {id(trial) for trial in shared}
     with ThreadPoolExecutor(_READERS) as pool:
-        read = list(pool.map(_read_run, kept))
+        read = list(pool.map(lambda trial: (trial, "") if id(trial) in whole else _read_run(trial), kept))
     damaged = tuple((trial, reason) for trial, reason in read if reason)
     for trial, reason in damaged:
         print(f"left out: trial {trial.id}: {reason}", file=sys.stderr)
-    study = Study(tuple(sweeps), tuple(trial for trial, reason in read if not reason), damaged, tuple(superseded))
+    study = Study(
+        (*(s for old, _ in raw for s in old), *sweeps), tuple(trial for trial, reason in read if not reason), damaged, tuple(superseded)
+    )
     if not study.finished:
         states = ", ".join(f"{sum(t.status == s for t in kept)} {s}" for s in dict.fromkeys(t.status for t in kept)) or "none at all"
         unread = f", {len(damaged)} of them not readable" if damaged else ""
@@ -161,7 +52,7 @@ def _read_sweep(folder: str) -> Sweep:
     try:
         about = json.loads(storage.read_bytes(uri))
     except FileNotFoundError as error:
-        raise UserError(f"{folder}: no sweep there (no sweep.json): give a folder that jobs/sweep.py wrote") from error
+        raise UserError(f"{folder}: no sweep there (no sweep.json), and no raw results: give a folder that jobs/sweep.py wrote") from error
     except ValueError as error:
         raise UserError(f"{uri}: not JSON ({error}): restore it, or leave this sweep out") from error
     if not isinstance(about, dict):
@@ -225,7 +116,7 @@ def _read_run(trial: Trial) -> tuple[Trial, str]:
         return trial, str(error)
     except (OSError, UserError) as error:
         return trial, f"{trial.run} cannot be read: {error}"
-    read = replace(trial, run=run, looks=looks, videos=videos, spans=spans or _spans(looks), rulings=rulings)
+    read = replace(trial, run=run, looks=looks, videos=videos, spans=spans or spans_of(looks), rulings=rulings)
     return read, "" if read.final or read.status == "stopped" else f"{run} has no look at a phase's end"
 
 
@@ -265,10 +156,3 @@ def _read_course(uri: str) -> tuple[tuple[Span, ...], tuple[Ruling, ...]]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _Damage(f"{uri} is damaged ({type(error).__name__}: {error})") from error
     return spans, rulings
-
-
-def _spans(looks: Sequence[Look]) -> tuple[Span, ...]:
-    """Phases as far as looks tell of them."""
-    ends = [look for look in looks if look.name.endswith("_end")]
-    firsts = [0, *(look.step for look in ends)]
-    return tuple(Span(look.phase, first, look.step) for look, first in zip(ends, firsts, strict=False))

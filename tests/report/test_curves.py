@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from cola_dist.report.curves import band, budget_grid, in_view, on_grid
-from cola_dist.report.study import Look, Trial
+from cola_dist.report.trials import Look, Trial
 
 
 def trial(seed: int, *points: tuple[float, float], before: tuple[float, ...] = ()) -> Trial:

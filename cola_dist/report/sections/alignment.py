@@ -10,7 +10,7 @@ from cola_dist.evaluation.statistics import bootstrap_interval
 from cola_dist.report.analysis import Analysis
 from cola_dist.report.blocks import Block, Fold, Section, Table, Text
 from cola_dist.report.metrics import ALIGNMENT, CKA, COSINE, Metric
-from cola_dist.report.study import Trial
+from cola_dist.report.trials import Trial
 from cola_dist.report.words import NOTHING, interval, number
 
 _MOMENTS = {"start": "before", "warm-up": "after warm-up", "end": "at the end"}

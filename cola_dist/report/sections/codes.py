@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cola_dist.report.analysis import Analysis
 from cola_dist.report.blocks import Block, Figures, Section, Text
 from cola_dist.report.drawing import Key, Panel, Plate, slug
-from cola_dist.report.study import Trial
+from cola_dist.report.trials import Trial
 from cola_dist.report.words import listing, number
 
 MOMENTS = ("start", "warm-up", "end")

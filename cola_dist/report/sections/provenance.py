@@ -9,7 +9,7 @@ from cola_dist import storage
 from cola_dist.report.analysis import Analysis
 from cola_dist.report.blocks import Block, Code, Fold, Points, Section, Table, Text
 from cola_dist.report.origin import Origin
-from cola_dist.report.study import Sweep, Trial
+from cola_dist.report.trials import Sweep, Trial
 from cola_dist.report.words import NOTHING, count, listing, number
 from cola_dist.sender import redact
 

@@ -9,7 +9,7 @@ import numpy as np
 from cola_dist.report.analysis import Analysis
 from cola_dist.report.blocks import Block, Section, Table, Text
 from cola_dist.report.metrics import RANGES
-from cola_dist.report.study import Look
+from cola_dist.report.trials import Look
 from cola_dist.report.words import NOTHING, listing, number
 
 _PERPLEXITY, _GAP = "perplexity by action perplexity", "sensitivity gap by flow loss"

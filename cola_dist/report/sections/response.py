@@ -12,7 +12,7 @@ from cola_dist.report.analysis import Analysis
 from cola_dist.report.blocks import Block, Figures, Section, Table, Text
 from cola_dist.report.drawing import Key, Panel, Plate, slug
 from cola_dist.report.metrics import FLOW_LOSS, HEADLINE, PERPLEXITY, Metric
-from cola_dist.report.study import Trial
+from cola_dist.report.trials import Trial
 from cola_dist.report.words import interval, listing, number, runs_of
 
 _FAMILY = ("cola", "no-warmup", "warmup-only")

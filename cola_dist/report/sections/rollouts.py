@@ -13,7 +13,7 @@ from cola_dist.report.blocks import Block, Section, Text, Video, Videos
 from cola_dist.report.drawing import Panel, Plate, slug
 from cola_dist.report.film import BUDGET_BYTES, Film, read_film
 from cola_dist.report.metrics import DELTA_PSNR
-from cola_dist.report.study import Trial
+from cola_dist.report.trials import Trial
 from cola_dist.report.words import listing, number
 
 _READING = (

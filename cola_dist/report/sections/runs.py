@@ -12,7 +12,7 @@ from cola_dist.report.analysis import Analysis
 from cola_dist.report.blocks import Block, Figures, Fold, Points, Section, Text
 from cola_dist.report.drawing import Panel, Plate, key_of, slug
 from cola_dist.report.metrics import CURVES, PERPLEXITY, Metric
-from cola_dist.report.study import Trial
+from cola_dist.report.trials import Trial
 from cola_dist.report.words import count, number
 
 _MOST_RULINGS = 12

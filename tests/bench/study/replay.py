@@ -25,7 +25,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from cola_dist.evaluation.statistics import paired_test
-from cola_dist.report.study import Trial, read_study
+from cola_dist.report.study import read_study
+from cola_dist.report.trials import Trial
 from cola_dist.train.sweep.drive import seen
 from cola_dist.train.sweep.folder import open_sweep
 from cola_dist.train.sweep.rules import Judge

@@ -4,8 +4,8 @@
 
 Packs the drawn square, pretrains a generator on it, runs the sweeps of the stages named (all by default) with equal compute per trial, and makes one
 report of all sweeps there are. Compute is counted, not timed: seconds of a processor that does 20 GFLOP in each, about what a core here does. So
-other work on the machine changes nothing, and stages may be run one by one. ``--publish`` joins raw results to those beside this file and, where all
-stages are there, replaces figures and tables. Prints one JSON line last.
+other work on the machine changes nothing, and stages may be run one by one. ``--publish`` joins raw results to those beside this file and
+makes figures and tables of all of them again. Prints one JSON line last.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-import pandas
 import torch
 import yaml
 from rich.console import Console
@@ -34,7 +32,11 @@ from cola_dist import storage
 from cola_dist.evaluation.statistics import markdown_table
 from cola_dist.methods import build_method, phases
 from cola_dist.report.analysis import Analysis
+from cola_dist.report.files import write_figures
 from cola_dist.report.metrics import TABLE
+from cola_dist.report.origin import origin
+from cola_dist.report.page import build, sheets
+from cola_dist.report.raw import write_raw
 from cola_dist.report.study import read_study
 from cola_dist.tracking import NullTracker
 from cola_dist.train.job import write_config
@@ -229,37 +231,19 @@ def _job(script: str, *options: str) -> dict[str, Any]:
 
 
 def _publish(output: Path, sweeps: list[str]) -> None:
-    """Raw results beside this file, where they join those of stages that were run elsewhere; figures and tables where all stages are here."""
-    _join_results(output / "data")
-    if len(sweeps) < len(STAGES):
-        return
+    """Raw results beside this file, joined with those of stages that were run elsewhere; figures and tables of all of them."""
+    study = read_study([str(HERE), *sweeps])
+    write_raw(str(HERE), replace(study, superseded=()))
+    analysis = Analysis(study, "cola")
     for old in HERE.glob("*.png"):
         old.unlink()
-    for path in (output / "figures").glob("*.png"):
-        if path.name.startswith(PUBLISHED):
-            shutil.copy(path, HERE)
-    analysis = Analysis(read_study(sweeps), "cola")
+    write_figures(str(HERE), [plate for plate in sheets(build(analysis, origin([]))) if plate.name.startswith(PUBLISHED)])
     parts = ["# The study's tables", "Made by `make study`; what they mean is in [RESULTS.md](../RESULTS.md)."]
     for domain in analysis.domains:
         for metric in TABLE:
             found = analysis.comparison(domain, metric)
             parts += [f"## {domain}: {metric.label}", markdown_table(found.table, metric.label) if found.table else f"{found.verdict}."]
     (HERE / "tables.md").write_text("\n\n".join(parts) + "\n")
-
-
-def _join_results(data: Path) -> None:
-    """Finished trials and their curves take the place of published ones of the same arm, settings, domain and seed."""
-    what = ["arm", "params", "domain", "seed"]
-    new = pandas.read_parquet(data / "trials.parquet").query("status == 'finished'")
-    old = pandas.read_parquet(HERE / "trials.parquet")
-    stays = old[~pandas.MultiIndex.from_frame(old[what]).isin(pandas.MultiIndex.from_frame(new[what]))]
-    curves = []
-    for trials, folder in ((stays, HERE), (new, data)):
-        rows = pandas.read_parquet(folder / "curves.parquet")
-        ids = (pandas.MultiIndex.from_frame(table[["sweep", "trial"]]) for table in (rows, trials))
-        curves.append(rows[next(ids).isin(next(ids))])
-    pandas.concat([stays, new], ignore_index=True).to_parquet(HERE / "trials.parquet")
-    pandas.concat(curves, ignore_index=True).to_parquet(HERE / "curves.parquet")
 
 
 if __name__ == "__main__":
