@@ -35,12 +35,12 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "models": {"config", "storage"},
     "methods": {"models", "config"},
     "diagnostics": {"config"},
-    "evaluation": {"methods", "models", "diagnostics", "data", "config"},
+    "evaluation": {"methods", "models", "diagnostics", "data", "settings", "storage", "tracking", "config"},
     "train": {
         *("runtime", "evaluation", "diagnostics", "methods", "models", "data"),
         *("tracking", "storage", "settings", "checks", "recipes", "arms", "config"),
     },
-    "planning": {"evaluation", "methods", "models", "data", "config"},
+    "planning": {"evaluation", "methods", "models", "data", "settings", "storage", "tracking", "config"},
     "report": {"evaluation", "tracking", "sender", "diagnostics", "arms", "storage", "config"},
 }
 # Where a library may be imported at all; the prefix of a path.
@@ -176,8 +176,8 @@ def long_code(root: Path) -> list[str]:
 
 def config_fields(root: Path) -> set[str]:
     """Names of all fields in the configuration tree."""
-    tree = ast.parse((root / "cola_dist" / "config.py").read_text())
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    trees = [ast.parse(path.read_text()) for path in sorted((root / "cola_dist" / "config").glob("*.py"))]
+    classes = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
     return {
         item.target.id for node in classes for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
     }
@@ -256,7 +256,7 @@ def test_top_level_holds_the_agreed_names_only() -> None:
 
 def plant(root: Path, files: Mapping[str, str]) -> Path:
     """A small tree with ``files`` in it, beside an empty configuration."""
-    for path, text in {"cola_dist/config.py": "", **files}.items():
+    for path, text in {"cola_dist/config/run.py": "", **files}.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     return root
@@ -279,7 +279,7 @@ def plant(root: Path, files: Mapping[str, str]) -> Path:
         ("cola_dist/models/lam.py", "from cola_dist import train", "models may not import train"),
         ("cola_dist/models/lam.py", "from ..data import shards", "models may not import data"),
         ("cola_dist/models/world/dit.py", "from ...data import shards", "models may not import data"),
-        ("cola_dist/config.py", "def f():\n    from cola_dist.recipes import tiny", "config may not import recipes"),
+        ("cola_dist/config/run.py", "def f():\n    from cola_dist.recipes import tiny", "config may not import recipes"),
         ("cola_dist/errors.py", "import cola_dist.config", "errors may not import config"),
         ("cola_dist/extras.py", "", "extras is no room"),
         ("cola_dist/train/loop.py", "from jobs.cotrain import main", "may not import jobs"),
@@ -357,7 +357,7 @@ def test_defaulted_configuration_reads_are_found(tmp_path: Path) -> None:
             "getattr(module, 'weight', None)",
         ]
     )
-    files = {"cola_dist/config.py": "class TrainConfig:\n    zero_stage: int = 2\n", "cola_dist/train/loop.py": source}
+    files = {"cola_dist/config/run.py": "class TrainConfig:\n    zero_stage: int = 2\n", "cola_dist/train/loop.py": source}
     found = defaulted_config_reads(plant(tmp_path, files))
     assert [line.split(":")[1] for line in found] == ["1", "2", "3"]
 

@@ -398,7 +398,7 @@ def attributes_read(root: Path) -> set[str]:
     """Names of all attributes that the package reads, outside the files that define and fill the configuration."""
     found: set[str] = set()
     for path in (root / "cola_dist").rglob("*.py"):
-        if path.name not in ("config.py", "recipes.py", "settings.py"):
+        if path.parent.name != "config" and path.name not in ("recipes.py", "settings.py"):
             tree = ast.parse(path.read_text())
             found |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
     return found
@@ -414,7 +414,7 @@ def test_no_option_is_without_effect() -> None:
 
 
 def test_an_option_without_effect_would_be_found(tmp_path: Path) -> None:
-    (tmp_path / "cola_dist").mkdir()
-    (tmp_path / "cola_dist" / "config.py").write_text("class A:\n    used: int\n    dead: int\n\nA().dead")
+    (tmp_path / "cola_dist" / "config").mkdir(parents=True)
+    (tmp_path / "cola_dist" / "config" / "run.py").write_text("class A:\n    used: int\n    dead: int\n\nA().dead")
     (tmp_path / "cola_dist" / "loop.py").write_text("print(config.used)\nconfig.dead = 1\ndead = 2\n")
     assert attributes_read(tmp_path) == {"used"}

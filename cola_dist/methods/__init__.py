@@ -14,35 +14,42 @@ from cola_dist.models.autoencoders import build_autoencoder
 from cola_dist.models.conditioning import ActionConditioning
 from cola_dist.models.forward import ForwardModel
 from cola_dist.models.lam import LatentActionModel
+from cola_dist.models.published import HERE, Place, without_weights
 from cola_dist.models.world import KINDS, WorldModel
 from cola_dist.models.world.base import compile_blocks
 
-__all__ = ["Clips", "Course", "Method", "Phase", "Span", "StepOutput", "build_method", "build_world", "phases"]
+__all__ = ["Clips", "Course", "Method", "Phase", "Place", "Span", "StepOutput", "build_method", "build_world", "phases"]
 
 
-def build_world(config: RunConfig) -> WorldModel:
-    """The generator of ``config.world``: pretrained where it names a folder (raises `UserError` if it does not fit), random otherwise."""
+def build_world(config: RunConfig, place: Place = HERE) -> WorldModel:
+    """The generator of ``config.world``: pretrained and at ``place`` where it names a folder (raises `UserError` if it does not fit), otherwise
+    random and in host memory."""
     kind = KINDS[config.world.kind]
     wanted = {"channels": AUTOENCODERS[config.autoencoder.kind].channels} | vars(config.world)
     shape = {name: wanted[name] for name in kind.shape_names}
-    return kind(**shape) if config.world.pretrained is None else kind.from_pretrained(config.world.pretrained, shape)
+    if config.world.pretrained is not None:
+        return kind.from_pretrained(config.world.pretrained, shape, place)
+    model: WorldModel = without_weights(lambda: kind(**shape)) if place.device.type == "meta" else kind(**shape)
+    return model
 
 
-def build_method(config: RunConfig, bf16: bool, autoencoder: Autoencoder | None = None) -> Method:
-    """The method of ``config``, on the CPU, in fp32; weights not loaded are drawn from ``config.train.seed``, the same on every rank.
+def build_method(config: RunConfig, bf16: bool, autoencoder: Autoencoder | None = None, place: Place = HERE) -> Method:
+    """The method of ``config`` in fp32. What is loaded is at ``place``, all else on the CPU, drawn from ``config.train.seed`` alike on all ranks.
 
     ``bf16`` turns on autocast inside ``forward`` and ``evaluate``. Raises `UserError` if a pretrained
     generator or autoencoder does not fit. An ``autoencoder`` that is given takes the place of the one that would be loaded.
     """
-    autoencoder = autoencoder or build_autoencoder(config.autoencoder, bf16)
+    autoencoder = autoencoder or build_autoencoder(config.autoencoder, bf16, place)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        world = build_world(config)
+        world = build_world(config, place)
         # Seeded again, so that the latent action model starts the same whether the generator was loaded or drawn.
         torch.manual_seed(config.train.seed + 1)
         lam = LatentActionModel(config.lam, config.train.seed)
         actions = (config.lam.tokens, config.lam.bottleneck.dim)
-        conditioning = ActionConditioning(config.conditioning, *actions, world.modulation_shape, autoencoder.shape.stride)
+        conditioning = ActionConditioning(
+            config.conditioning, *actions, world.modulation_shape, AUTOENCODERS[config.autoencoder.kind].stride
+        )
         # Drawn last, so that the rest starts the same with and without it.
         lam.forward_model = ForwardModel(config.lam) if uses_forward_model(config) else None
     world.checkpointing = config.train.activation_checkpointing

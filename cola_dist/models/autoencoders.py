@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,19 +12,20 @@ from torch import Tensor, nn
 from cola_dist.config import AUTOENCODERS, AutoencoderConfig
 from cola_dist.errors import UserError
 from cola_dist.models.autoencoder import Autoencoder, PixelAutoencoder, to_pixels, to_video
-from cola_dist.models.published import load_published, read_config, tensor_shapes
+from cola_dist.models.published import HERE, Place, load_published, read_config, tensor_shapes, without_weights
 
 
 class PublishedAutoencoder(Autoencoder):
     """Frozen weights, in bf16 where the run computes in it; means instead of samples, so that a clip has one latent."""
 
-    def __init__(self, config: AutoencoderConfig, bf16: bool) -> None:
-        """Load ``config.pretrained``. Raises `UserError` if that folder does not hold this autoencoder."""
+    def __init__(self, config: AutoencoderConfig, bf16: bool, place: Place) -> None:
+        """Load ``config.pretrained`` to ``place``. Raises `UserError` if that folder does not hold this autoencoder."""
         if config.pretrained is None:
             raise UserError(f"autoencoder.kind is {config.kind}: say with --autoencoder.pretrained where its published folder is")
         self.shape = AUTOENCODERS[config.kind]
-        vae = self._build(config.pretrained)
-        found = load_published(vae, config.pretrained, drops="(?!)")
+        uri = config.pretrained
+        vae: nn.Module = without_weights(lambda: self._build(uri))
+        found = load_published(vae, uri, "(?!)", place)
         self._dtype = torch.bfloat16 if bf16 else torch.float32
         self._vae: Any = vae.eval().requires_grad_(False).to(self._dtype)
         self._at_once = config.images_at_once
@@ -133,10 +133,9 @@ def _from_config(kind: Any, uri: str) -> nn.Module:
 KINDS: Mapping[str, type[PublishedAutoencoder]] = {"opensora": OpenSoraAutoencoder, "wan": WanAutoencoder, "svd": SvdAutoencoder}
 
 
-@functools.cache
-def build_autoencoder(config: AutoencoderConfig, bf16: bool) -> Autoencoder:
-    """The autoencoder of ``config``, loaded once per process. Raises `UserError` if its folder does not hold it."""
-    return PixelAutoencoder() if config.kind == "pixels" else KINDS[config.kind](config, bf16)
+def build_autoencoder(config: AutoencoderConfig, bf16: bool, place: Place = HERE) -> Autoencoder:
+    """The autoencoder of ``config``, loaded to ``place``. Raises `UserError` if its folder does not hold it."""
+    return PixelAutoencoder() if config.kind == "pixels" else KINDS[config.kind](config, bf16, place)
 
 
 def full_size_encoder(kind: str) -> Callable[[Tensor], Any]:

@@ -6,13 +6,14 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from cola_dist.errors import UserError
@@ -21,6 +22,20 @@ _AGAIN = "copy the folder again from its origin"
 _LARGEST_HEADER = 100 * 1024**2
 """What the format allows."""
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where weights are put, and who reads them."""
+
+    device: torch.device
+    """``meta`` is nowhere: files are read and checked, and nothing is kept."""
+    together: bool = False
+    """Every rank of the process group loads at the same time: the first one reads, the others are sent what it has read."""
+
+
+HERE = Place(torch.device("cpu"))
+"""In host memory, by whoever asks."""
 
 
 @dataclass(frozen=True)
@@ -98,42 +113,89 @@ def tensor_shapes(uri: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def load_published(model: nn.Module, uri: str, drops: str) -> Loaded:
-    """Copy a published folder's tensors into ``model`` (parameters and buffers, fp32), one after another. Returns what became of them.
+def without_weights(build: Callable[[], nn.Module]) -> Any:
+    """What ``build`` makes, with parameters that have no memory and cost no drawing; buffers are as they are. `load_published` fills it."""
+    from accelerate import init_empty_weights
 
-    ``drops`` is a regular expression of names to leave out; its first group names the part. Raises `UserError` for a tensor that the model lacks or
-    has in another shape, one that it misses, a file that cannot be read, and values that are not numbers.
+    with init_empty_weights(include_buffers=False):
+        return build()
+
+
+def load_published(model: nn.Module, uri: str, drops: str, place: Place = HERE, sha256: str = "") -> Loaded:
+    """Put a published folder's tensors into ``model`` (parameters and buffers, fp32), one after another. Returns what became of them.
+
+    No more than one tensor is in host memory at a time where ``place`` is not there. ``drops`` is a regular expression of names to leave out; its
+    first group names the part. ``sha256`` is that of the only file, where it is known. Raises `UserError`, on every rank that loads, for a tensor
+    that the model lacks or has in another shape, one that it misses, a file that cannot be read or is another one, and values that are not numbers.
     """
+    if not place.together or dist.get_world_size() == 1:
+        return _load(model, uri, drops, place, sha256)
+    told: list[Loaded | str] = [""]
+    if dist.get_rank() == 0:
+        try:
+            told = [_load(model, uri, drops, place, sha256)]
+        except UserError as error:
+            told = [str(error)]
+    dist.broadcast_object_list(told, src=0)
+    if isinstance(told[0], str):
+        raise UserError(told[0])
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        sent = (
+            tensor.detach().to(place.device) if dist.get_rank() == 0 else torch.empty(tensor.shape, dtype=tensor.dtype, device=place.device)
+        )
+        dist.broadcast(sent, src=0)
+        if dist.get_rank():
+            _put(model, key, sent, place)
+    return told[0]
+
+
+def _load(model: nn.Module, uri: str, drops: str, place: Place, sha256: str) -> Loaded:
     from cola_dist import storage
 
-    wanted: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     left, dropped, digest = set(wanted), dict[str, int](), hashlib.sha256()
     for name in weight_files(uri):
         where = storage.join(uri, name)
         with _local(where) as path:
-            digest.update(f"{name}\n{_sha256(path)}\n".encode())
+            content = _sha256(path)
+            if sha256 not in ("", content):
+                raise UserError(f"{where} does not have the sha256 that its config.json names: {_AGAIN}")
+            digest.update(f"{name}\n{content}\n".encode())
             for key, tensor in _tensors(path, where):
                 if found := re.match(drops, key):
                     dropped[found.group(1)] = dropped.get(found.group(1), 0) + 1
                     continue
-                _copy(key, tensor, wanted, where)
+                _check(key, tensor, wanted, where)
+                _put(model, key, tensor, place)
                 left.discard(key)
     if left:
         raise UserError(f"{uri} lacks {len(left)} of {len(wanted)} tensors of {type(model).__name__} ({min(left)} …): {_other_family(uri)}")
     return Loaded(len(wanted), tuple(f"{part} ({count})" for part, count in dropped.items()), digest.hexdigest())
 
 
-def _copy(key: str, tensor: Tensor, wanted: dict[str, Tensor], where: str) -> None:
+def _check(key: str, tensor: Tensor, wanted: dict[str, tuple[int, ...]], where: str) -> None:
     if key not in wanted:
         raise UserError(f"{where} has a tensor {key} that the model does not know: {_other_family(where)}")
-    if tensor.shape != wanted[key].shape:
-        raise UserError(
-            f"{where}: tensor {key} is {tuple(tensor.shape)}, the model needs {tuple(wanted[key].shape)}: {_other_family(where)}"
-        )
+    if tuple(tensor.shape) != wanted[key]:
+        raise UserError(f"{where}: tensor {key} is {tuple(tensor.shape)}, the model needs {wanted[key]}: {_other_family(where)}")
     if not torch.isfinite(tensor).all():
         raise UserError(f"{where}: tensor {key} holds values that are not finite numbers: {_AGAIN}")
+
+
+def _put(model: nn.Module, key: str, tensor: Tensor, place: Place) -> None:
+    """Give a parameter (or buffer) of ``model`` the values of ``tensor``, and memory where it has none yet."""
+    if place.device.type == "meta":
+        return
+    owner, _, name = key.rpartition(".")
+    module = model.get_submodule(owner)
+    held = getattr(module, name)
     with torch.no_grad():
-        wanted[key].copy_(tensor)
+        if held.is_meta:
+            # Copied, because what safetensors gives is a view of the file.
+            made = torch.empty(held.shape, dtype=held.dtype, device=place.device).copy_(tensor)
+            setattr(module, name, nn.Parameter(made, held.requires_grad))
+        else:
+            held.copy_(tensor)
 
 
 def _other_family(where: str) -> str:

@@ -12,7 +12,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,14 @@ class Checkpoint:
             )
         return out
 
-    def weights(self, role: str, kind: str = "weight") -> dict[str, Tensor]:
-        """Every saved parameter of a role, whole; empty if the role was frozen (or has no such kind)."""
-        names = [name for k, name in self._index if k == kind and name.startswith(f"{role}.")]
-        return {name: self.read(kind, name).view(self.shapes[name]) for name in names}
+    def has(self, kind: str, name: str) -> bool:
+        """Whether that parameter was saved, or its moment or average."""
+        return (kind, name) in self._index
+
+    def weights(self, role: str, kind: str = "weight") -> Iterator[tuple[str, Tensor]]:
+        """Every saved parameter of a role, whole, one at a time; none if the role was frozen (or has no such kind)."""
+        for name in [name for k, name in self._index if k == kind and name.startswith(f"{role}.")]:
+            yield name, self.read(kind, name).view(self.shapes[name])
 
     def _numel(self, name: str) -> int:
         if name not in self.shapes:
@@ -222,12 +226,12 @@ def read_position(uri: str) -> Position:
     return Position(**_read_manifest(uri)["position"])
 
 
-def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes and fp32 bytes of a role's weights."""
+def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 over names, shapes and fp32 bytes of a role's weights, which come in order of names."""
     digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(f"{name}{tuple(weights[name].shape)}".encode())
-        digest.update(weights[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    for name, tensor in weights:
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()
 
 

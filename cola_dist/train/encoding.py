@@ -9,6 +9,7 @@ import torch
 
 from cola_dist.config import RunConfig
 from cola_dist.models.autoencoders import build_autoencoder
+from cola_dist.models.published import Place
 from cola_dist.train.hardware import computes_bf16
 
 
@@ -16,7 +17,8 @@ class AutoencoderEncoder:
     """The methods' autoencoder on one device, from arrays to arrays."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
-        self._autoencoder, self._device = build_autoencoder(config.autoencoder, computes_bf16(config.train.precision, device)), device
+        self._autoencoder = build_autoencoder(config.autoencoder, computes_bf16(config.train.precision, device), Place(device))
+        self._device = device
         # The same arithmetic rounds otherwise on another kind of device.
         self.hash = f"{self._autoencoder.hash} on {device.type}"
 

@@ -149,13 +149,12 @@ class Engine:
         for flat, role in self._flat_parameters():
             self._adam.state[flat]["step"].fill_(float(steps.get(role, 0)))
 
-    def full_weights(self, role: str) -> dict[str, Tensor]:
-        """Every parameter of a role, whole, on the CPU, in fp32. Collective at ZeRO stage 3."""
-        weights = {}
-        for name, parameter in self.method.role_parameters(role):
+    def full_weights(self, role: str) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter of a role by name, whole, on the CPU, in fp32; one at a time, in order of names. Collective at ZeRO stage 3."""
+        for name, parameter in sorted(self.method.role_parameters(role)):
             with _deepspeed().zero.GatheredParameters([parameter], enabled=self.stage == 3):
-                weights[name] = parameter.detach().to("cpu", torch.float32, copy=True)
-        return weights
+                whole = parameter.detach().to("cpu", torch.float32, copy=True)
+            yield name, whole
 
     def _flat_parameters(self) -> Iterator[tuple[nn.Parameter, str]]:
         """What Adam's state is keyed by: flat partitions under ZeRO, the parameters themselves at stage 0; each with its role."""

@@ -167,12 +167,13 @@ def _phase_plan(config: RunConfig, phase: Phase, family: Sequence[_Parts], param
         tuple(phase.trains),
         {"autoencoder": encoding, "forward": forward * rounds, "backward": backward * rounds},
         round(activations),
-        _states(trained, frozen, workers),
+        state_bytes(trained, frozen, workers),
         _traffic(trained, frozen, workers, rounds // workers),
     )
 
 
-def _states(trained: int, frozen: int, workers: int) -> tuple[int, int, int, int]:
+def state_bytes(trained: int, frozen: int, workers: int) -> tuple[int, int, int, int]:
+    """Bytes of weights, gradients and optimizer of one worker at ZeRO stage 0, 1, 2 and 3, for so many parameters."""
     weights, gradients, moments = _WEIGHT * trained, _GRADIENT * trained, _MOMENTS * trained
     still = _WEIGHT * frozen
     return (

@@ -10,6 +10,7 @@ import torch
 
 from cola_dist.config import TrainConfig
 from cola_dist.errors import UserError
+from cola_dist.train.estimate import state_bytes
 
 
 def computes_bf16(precision: str, device: torch.device) -> bool:
@@ -31,6 +32,27 @@ def prepare(train: TrainConfig, device: torch.device) -> None:
         torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
         # Filling each new tensor with NaN finds reads of memory that nobody wrote; it makes nothing more deterministic and costs 4 % of a CPU step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # the module is a class with properties
+
+
+def check_memory(train: TrainConfig, phase: str, trained: int, frozen: int, available: int) -> None:
+    """Raises ``UserError`` if a worker with ``available`` bytes cannot hold what a phase keeps of so many trained and frozen parameters."""
+    needs = state_bytes(trained, frozen, train.workers)
+    if needs[train.zero_stage] <= available:
+        return
+    less = [f"{stage} needs {needs[stage] / 1e9:.1f} GB" for stage in range(train.zero_stage + 1, 4) if needs[stage] <= available]
+    remedy = f"set --train.zero-stage ({less[0]})" if less else "give the run more workers (with --train.zero-stage 3)"
+    raise UserError(
+        f"phase {phase} needs {needs[train.zero_stage] / 1e9:.1f} GB on each of {train.workers} workers for weights, gradients and optimizer of "
+        f"{(trained + frozen) / 1e9:.2f} B parameters at ZeRO stage {train.zero_stage}, and this worker has {available / 1e9:.1f} GB: "
+        f"{remedy}, or choose a smaller model"
+    )
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of a GPU, or this worker's share of the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def peak_memory_bytes(device: torch.device) -> int:

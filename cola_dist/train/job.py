@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import sys
 import time
@@ -17,7 +18,7 @@ from cola_dist import storage
 from cola_dist.config import RunConfig
 from cola_dist.data.stream import open_reader
 from cola_dist.errors import UserError
-from cola_dist.methods import build_method
+from cola_dist.methods import Place, build_method
 from cola_dist.settings import Job, apply_overrides, changes, differences, from_yaml, to_yaml
 from cola_dist.train.checkpoint import Checkpoint, latest, read_position
 from cola_dist.train.hardware import computes_bf16
@@ -81,13 +82,15 @@ def _append(uri: str, text: str) -> None:
 
 
 def preflight(config: RunConfig, run_uri: str) -> dict[str, Any]:
-    """Open all that the run needs and try a clip of each source through the models, on the CPU. Raises ``UserError`` for what is wrong.
+    """Open all that the run needs, on the CPU. Raises ``UserError`` for what is wrong.
 
-    Returns what ``--dry-run`` prints: parameters per role, clips per source, the loss of one small batch.
+    Of models for GPUs the files are read and checked, and nothing is kept: this machine need not hold them. Where CPUs train, a clip of each source
+    also passes through the models. Returns what ``--dry-run`` prints: parameters per role, clips per source, the loss of that small batch.
     """
     batch_size = config.optim.global_batch
     readers = {split: open_reader(config.data, config.train.seed, split, batch_size) for split in ("train", "heldout")}
-    method = build_method(config, computes_bf16(config.train.precision, torch.device("cpu")))
+    place = Place(torch.device("meta" if config.train.gpus else "cpu"))
+    method = build_method(config, computes_bf16(config.train.precision, torch.device("cpu")), place=place)
     reader = readers["train"]
     uri = latest(run_uri)
     if uri is not None:
@@ -98,9 +101,8 @@ def preflight(config: RunConfig, run_uri: str) -> dict[str, Any]:
     positions = [start + slot for start in starts for slot in range(config.data.mixture_block)]
     first = {reader.order.clip(position).source: position for position in reversed(positions)}
     batch = reader.read_many(sorted(first.values()))
-    output = method(to_clips(batch), 0)
-    loss = float(output.loss.detach())
-    if loss != loss:
+    loss = None if config.train.gpus else float(method(to_clips(batch), 0).loss.detach())
+    if loss is not None and math.isnan(loss):
         raise UserError("the first clips give a loss that is not a number: the pretrained model or the clips are damaged")
     return {
         "parameters": {role: sum(p.numel() for _, p in method.role_parameters(role)) for role in method.roles()},

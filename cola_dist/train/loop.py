@@ -17,7 +17,7 @@ import torch.distributed as dist
 from cola_dist.config import RunConfig
 from cola_dist.data.stream import Batch, ClipReader, StreamPlan, open_reader
 from cola_dist.errors import UserError
-from cola_dist.methods import Phase, Span, phases
+from cola_dist.methods import Clips, Phase, Span, phases
 from cola_dist.tracking import RunTracker
 from cola_dist.train import hardware
 from cola_dist.train.checkpoint import Checkpoint, CheckpointWriter, latest, read_position
@@ -64,8 +64,8 @@ class Loop:
         self.config, self.run_uri, self.worker, self.tracker = config, run_uri, worker, tracker
         self.steering = Steering(config)
         self.reader: ClipReader = open_reader(config.data, config.train.seed, "train", config.optim.global_batch)
-        self.observer = Observer(config, worker.rank, worker.world, worker.device)
         self.stage = Stage(config, worker.device, self.reader.order)
+        self.observer = Observer(config, worker.rank, worker.world, worker.device, self.stage.autoencoder)
         self.writer = CheckpointWriter(run_uri, worker.rank, worker.world, attempt, config.train.keep_checkpoints)
         self.trace = Trace(run_uri)
         self.tally = Tally(self.reader, config.data.max_bad_share)
@@ -114,6 +114,7 @@ class Loop:
         # A phase that is resumed has begun before: what it began with stands in the checkpoint's record.
         self.record["hashes"].setdefault(f"{phase.name}_start", self.stage.hashes())
         if self.step == 0:
+            self.tracker.set_tags({"pretrained.world": self.record["hashes"][f"{phase.name}_start"]["world"]})
             self._look(phase, "start")
         error, over = "", False
         while not over and not error and not self._stop:
@@ -136,7 +137,7 @@ class Loop:
         clips = to_clips(batch)
         rates = learning_rates(self.step, self.steering.course.spans, self.config.optim)
         spent = self.worker.clock()
-        result = engine.step(clips.split(engine.micro_batch), self.step, rates)
+        result = self._compute(engine, clips, rates)
         self._spent = self.worker.clock() - spent
         # Now rather than before the next step: if a rank finds that its clips are gone, all can still write a checkpoint together.
         self._fetch(batches)
@@ -158,6 +159,17 @@ class Loop:
                 "lower the learning rate or look at the clips of these steps"
             )
         return self._data_error(self._unreadable) if unreadable else ""
+
+    def _compute(self, engine: Engine, clips: Clips, rates: Mapping[str, float]) -> StepResult:
+        try:
+            return engine.step(clips.split(engine.micro_batch), self.step, rates)
+        except torch.OutOfMemoryError as error:
+            if self._durations:  # it has fitted before: restart from the checkpoint
+                raise
+            raise UserError(
+                f"the first step of phase {engine.phase.name} does not fit into this worker's memory with {engine.micro_batch} clips at a time "
+                f"({str(error).splitlines()[0]}): lower optim.micro_batch, set --train.activation-checkpointing True or raise train.zero_stage"
+            ) from error
 
     def _fetch(self, batches: Iterator[Batch]) -> None:
         """Wait for the next step's clips. That they cannot be read is kept for ``_data_error``."""

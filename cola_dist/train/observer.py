@@ -19,6 +19,7 @@ from cola_dist.diagnostics.alignment import gradient_agreement
 from cola_dist.evaluation import rollout
 from cola_dist.methods import Clips, Method
 from cola_dist.methods.cotrain import CoTrain
+from cola_dist.models.autoencoder import Autoencoder
 from cola_dist.train.hardware import computes_bf16
 from cola_dist.train.known_actions import probe_actions
 from cola_dist.train.reference import Reference
@@ -51,7 +52,7 @@ class Evaluation:
 class Observer:
     """Holds the fixed held-out clips of one rank and everything computed from them."""
 
-    def __init__(self, config: RunConfig, rank: int, world: int, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, rank: int, world: int, device: torch.device, autoencoder: Autoencoder) -> None:
         """Reads and decodes this rank's share of the held-out clips. Raises ``UserError`` if a source has none long enough."""
         self.config, self.rank, self.world, self.device = config, rank, world, device
         reader = open_reader(config.data, config.train.seed, "heldout")
@@ -65,7 +66,8 @@ class Observer:
         self._monitor = Monitor(config.diagnostics, config.lam.bottleneck.codes)
         self._reference: Reference | None = None
         if rank == 0 and config.method == "cotrain" and config.diagnostics.alignment_clips:
-            self._reference = Reference(config, reader, computes_bf16(config.train.precision, device), device)
+            bf16 = computes_bf16(config.train.precision, device)
+            self._reference = Reference(config, reader, bf16, device, autoencoder)
 
     def evaluate(self, method: Method, step: int, asks_generator: bool, named: bool) -> Evaluation:
         """Indicators over all ranks' held-out clips. Collective.

@@ -8,14 +8,15 @@ from torch import Tensor
 from cola_dist.config import RunConfig
 from cola_dist.data.stream import ClipReader
 from cola_dist.diagnostics.alignment import MIN_EPISODES, alignment
-from cola_dist.methods import Clips, build_method
+from cola_dist.methods import Clips, Place, build_method
 from cola_dist.methods.cotrain import CoTrain
+from cola_dist.models.autoencoder import Autoencoder
 
 
 class Reference:
     """Transitions of held-out clips as the generator sees them before any training, without actions: what z is compared with, always the same."""
 
-    def __init__(self, config: RunConfig, reader: ClipReader, bf16: bool, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, reader: ClipReader, bf16: bool, device: torch.device, autoencoder: Autoencoder) -> None:
         """Reads ``diagnostics.alignment_clips`` clips and asks a freshly built generator once. It is not kept."""
         self._seed = config.train.seed
         batches = [reader.read_many(range(start, stop)) for start, stop in _parts(config)]
@@ -25,7 +26,7 @@ class Reference:
         self.enough = len(numbers) >= MIN_EPISODES
         if not self.enough:
             return
-        pretrained = build_method(config, bf16).to(device).eval()
+        pretrained = build_method(config, bf16, autoencoder, Place(device)).to(device).eval()
         assert isinstance(pretrained, CoTrain)
         changes = torch.cat([pretrained.feature_changes(clips).cpu() for clips in self._clips])
         rows = len(changes) // len(names)

@@ -19,6 +19,7 @@ from safetensors.torch import save as to_safetensors
 from cola_dist import storage, tracking
 from cola_dist.config import RunConfig
 from cola_dist.methods import build_method
+from cola_dist.models.autoencoder import PixelAutoencoder
 from cola_dist.settings import to_yaml
 from cola_dist.tracking import NullTracker, RunTracker, Tracker, run_id
 from cola_dist.train.checkpoint import Checkpoint
@@ -86,8 +87,7 @@ def _track_origin(tracker: RunTracker, config: RunConfig, loop: Loop) -> None:
     tracker.log_text(to_yaml(config), "config.yaml")
     versions = {f"version.{name}": importlib.metadata.version(name) for name in _VERSIONS}
     data = {f"data.{folder.source}": folder.content_hash for folder in loop.reader.folders}
-    pretrained = {"pretrained.world": loop.stage.pretrained_hash()}
-    tracker.set_tags({"git.commit": commit(), "version.python": platform.python_version()} | versions | data | pretrained)
+    tracker.set_tags({"git.commit": commit(), "version.python": platform.python_version()} | versions | data)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Mapping[str, str]:
@@ -131,17 +131,18 @@ def export(config: RunConfig, checkpoint_uri: str, run_uri: str) -> str:
     """
     checkpoint = Checkpoint(checkpoint_uri)
     folder = storage.join(run_uri, "export")
-    method = build_method(config, bf16=False)
+    # Weights need no encoder.
+    method = build_method(config, bf16=False, autoencoder=PixelAutoencoder())
     for role in method.roles():
         load_tensors(method, checkpoint.weights(role))
-    load_tensors(method, checkpoint.buffers)
+    load_tensors(method, checkpoint.buffers.items())
     method.world.save_pretrained(storage.join(folder, "world"))
     for role in method.roles():
         if role != "world":
             weights = {name: tensor.detach().contiguous() for name, tensor in method.get_submodule(role).state_dict().items()}
             storage.write_bytes(storage.join(folder, role, "model.safetensors"), to_safetensors(weights))
             storage.write_bytes(storage.join(folder, role, "config.yaml"), to_yaml(config).encode())
-    averaged = checkpoint.weights("world", "ema")
+    averaged = list(checkpoint.weights("world", "ema"))
     if averaged:
         load_tensors(method, averaged)
         method.world.save_pretrained(storage.join(folder, "world_ema"))

@@ -6,7 +6,7 @@ A phase change and a resume are the same thing: a new engine is built from the n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor
 from cola_dist.config import RunConfig
 from cola_dist.data.order import Order
 from cola_dist.errors import UserError
-from cola_dist.methods import Method, Phase, build_method
+from cola_dist.methods import Method, Phase, Place, build_method
+from cola_dist.models.autoencoders import build_autoencoder
 from cola_dist.train.checkpoint import Checkpoint, CheckpointWriter, Position, weights_hash
 from cola_dist.train.engine import MOMENTS, Engine, Fragment
-from cola_dist.train.hardware import computes_bf16
+from cola_dist.train.hardware import check_memory, computes_bf16, memory_bytes
 
 _AVERAGED_ROLE = "world"
 
@@ -30,6 +31,9 @@ class Stage:
     def __init__(self, config: RunConfig, device: torch.device, order: Order) -> None:
         self.config, self.device, self._order = config, device, order
         self._bf16 = computes_bf16(config.train.precision, device)
+        self._place = Place(device, together=True)
+        self.autoencoder = build_autoencoder(config.autoencoder, self._bf16, self._place)
+        """Frozen, so one for all phases."""
         self._engine: Engine | None = None
         self._copy: Method | None = None
         self._ema: dict[str, Tensor] = {}
@@ -46,13 +50,17 @@ class Stage:
     def open(self, phase: Phase, checkpoint_uri: str) -> Engine:
         """Build the phase's engine from the newest checkpoint, or from the start if there is none. Raises ``UserError`` if it does not fit."""
         checkpoint = Checkpoint(checkpoint_uri) if checkpoint_uri else None
-        method = build_method(self.config, self._bf16)
+        method = self._build()
         self._shapes = {name: tuple(p.shape) for name, p in method.named_parameters()}
         if checkpoint is not None:
             check_fit(checkpoint, self.config, method, self._order_hash(checkpoint.position.step))
             for role in method.roles():
                 load_tensors(method, checkpoint.weights(role))
-            load_tensors(method, checkpoint.buffers)
+            load_tensors(method, checkpoint.buffers.items())
+        method.set_phase(phase)
+        trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+        frozen = sum(p.numel() for p in method.parameters()) - trained
+        check_memory(self.config.train, phase.name, trained, frozen, memory_bytes(self.device))
         engine = Engine(method, phase, self.config.optim, self.config.train, self.device)
         if checkpoint is not None:
             self._load_moments(engine, checkpoint)
@@ -71,19 +79,15 @@ class Stage:
         if self.config.train.zero_stage < 3:
             return self.engine.method
         if self._copy is None:
-            self._copy = build_method(self.config, self._bf16).to(self.device)
+            self._copy = self._build().to(self.device)
         for role in self.engine.method.roles():
             load_tensors(self._copy, self.engine.full_weights(role))
-        load_tensors(self._copy, dict(self.engine.method.named_buffers()))
+        load_tensors(self._copy, self.engine.method.named_buffers())
         return self._copy
 
     def hashes(self) -> dict[str, str]:
         """Hash of each role's current weights. Collective at ZeRO stage 3."""
         return {role: weights_hash(self.engine.full_weights(role)) for role in self.engine.method.roles()}
-
-    def pretrained_hash(self) -> str:
-        """Hash of the generator's weights before training, as they are in the file; of the seed's weights where there is none."""
-        return weights_hash(dict(build_method(self.config, bf16=False).role_parameters("world")))
 
     def after_step(self, applied: bool) -> None:
         """Move the averaged weights of the generator towards the current ones."""
@@ -106,6 +110,9 @@ class Stage:
         adam_steps = self._rested_steps | self.engine.adam_steps()
         position = Position(step, phase.name, self.config.recipe, self._order_hash(step), adam_steps, frozen, record)
         return writer.save(position, [*self.engine.fragments, *self._resting], dict(method.named_buffers()), self._ema, self._shapes)
+
+    def _build(self) -> Method:
+        return build_method(self.config, self._bf16, self.autoencoder, self._place)
 
     def _order_hash(self, step: int) -> str:
         """Identity of the clips before ``step``: what comes after may still be changed."""
@@ -137,13 +144,13 @@ class Stage:
     def _start_average(self, checkpoint: Checkpoint | None) -> None:
         if self.config.optim.ema_decay == 0:
             return
-        saved = checkpoint.weights(_AVERAGED_ROLE, "ema") if checkpoint is not None else {}
         for fragment in (*self.engine.fragments, *self._resting):
             if fragment.role == _AVERAGED_ROLE:
-                whole = saved.get(fragment.name)
-                stop = fragment.start + fragment.weight.numel()
+                # Averages are kept from the first phase on in which the generator trains.
+                saved = checkpoint is not None and checkpoint.has("ema", fragment.name)
+                part = (fragment.name, fragment.start, fragment.weight.numel())
                 self._ema[fragment.name] = (
-                    fragment.weight.clone() if whole is None else whole.flatten()[fragment.start : stop].to(self.device)
+                    checkpoint.read("ema", *part).to(self.device) if checkpoint and saved else fragment.weight.clone()
                 )
 
 
@@ -163,13 +170,15 @@ def check_fit(checkpoint: Checkpoint, config: RunConfig, method: Method, order_h
                 f"{where} has {name} of shape {shape}, this model {shapes.get(name, 'none')}: resume it with its own model settings"
             )
     for role, reference in checkpoint.position.frozen.items():
-        if weights_hash(dict(method.role_parameters(role))) != reference["sha256"]:
+        weights = sorted(method.role_parameters(role))
+        # Weights that are nowhere yet are compared where they are loaded.
+        if not any(tensor.is_meta for _, tensor in weights) and weights_hash(weights) != reference["sha256"]:
             raise UserError(f"{where} refers to the frozen {role} model {reference['uri']}, whose weights have changed: restore that model")
 
 
-def load_tensors(method: Method, tensors: Mapping[str, Tensor]) -> None:
+def load_tensors(method: Method, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Copy named parameters or buffers into a method that DeepSpeed has not taken over."""
     own = dict(method.named_parameters()) | dict(method.named_buffers())
     with torch.no_grad():
-        for name, tensor in tensors.items():
+        for name, tensor in tensors:
             own[name].copy_(tensor)

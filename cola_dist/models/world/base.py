@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cola_dist.errors import UserError
+from cola_dist.models.published import HERE, Place, load_published, read_config, without_weights
 
 FORMAT_VERSION = 1
 _INSIDE = ("world", "export/world", "transformer", "unet")
@@ -113,12 +114,11 @@ class WorldModel(nn.Module):
         return content_hash
 
     @classmethod
-    def from_pretrained(cls, uri: str, expected: Mapping[str, int]) -> Self:
-        """Load the folder ``uri`` (path, ``s3://...`` or ``embedded:NAME``): a model of this kind and of the ``expected`` shape.
+    def from_pretrained(cls, uri: str, expected: Mapping[str, int], place: Place = HERE) -> Self:
+        """Load the folder ``uri`` (path, ``s3://...`` or ``embedded:NAME``): a model of this kind and of the ``expected`` shape, at ``place``.
 
         Raises `UserError` that names the field or tensor which does not fit, and the remedy.
         """
-        from cola_dist.models.published import load_published, read_config
 
         config, where = read_config(uri, "world.pretrained", _INSIDE), f"{uri}/config.json"
         published = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
@@ -135,45 +135,13 @@ class WorldModel(nn.Module):
                     raise UserError(f"the autoencoder's latents have {value} channels but {where} has {shape.get(field)}: {fit}")
                 remedy = f"set world.{field} to {shape.get(field)} or choose another world.pretrained"
                 raise UserError(f"world.{field} is {value} but {where} has {shape.get(field)}: {remedy}")
-        model = cls(**shape)
+        model: Self = without_weights(lambda: cls(**shape))
         if published:
-            model.content_hash = load_published(model, uri, model.published_drops).sha256
+            model.content_hash = load_published(model, uri, model.published_drops, place).sha256
         else:
-            model.content_hash = model._load_weights(uri, config["sha256"])
+            load_published(model, uri, "(?!)", place, config["sha256"])
+            model.content_hash = config["sha256"]
         return model
-
-    def _load_weights(self, uri: str, content_hash: str) -> str:
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        from cola_dist import storage
-
-        where = f"{uri}/model.safetensors"
-        try:
-            raw = storage.read_bytes(storage.join(uri, "model.safetensors"))
-        except FileNotFoundError:
-            raise UserError(f"{where} is missing: point world.pretrained to a folder written by save_pretrained") from None
-        if hashlib.sha256(raw).hexdigest() != content_hash:
-            raise UserError(f"{where} does not have the sha256 that its config.json names: copy the folder again from its origin")
-        try:
-            tensors = load(raw)
-        except SafetensorError as error:
-            raise UserError(f"{where} cannot be read ({error}): copy the folder again from its origin") from None
-        self._check_tensors(where, tensors)
-        self.load_state_dict(tensors)
-        return content_hash
-
-    def _check_tensors(self, where: str, tensors: Mapping[str, Tensor]) -> None:
-        wanted = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
-        remedy = "use weights saved by this version for this shape, or choose another world.pretrained"
-        for name, shape in wanted.items():
-            if name not in tensors:
-                raise UserError(f"{where} lacks the tensor {name}: {remedy}")
-            if tuple(tensors[name].shape) != shape:
-                raise UserError(f"{where}: tensor {name} is {tuple(tensors[name].shape)}, the model needs {shape}: {remedy}")
-        for name in tensors:
-            if name not in wanted:
-                raise UserError(f"{where} has a tensor {name} that the model does not know: {remedy}")
 
 
 def _check_format(config: dict[str, Any], where: str) -> None:
