@@ -29,13 +29,14 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         check(job.config)
 
     from cola_dist.train.job import new_run_id, preflight, resolve, summary
-    from cola_dist.train.progress import indicator_table, show_plan
+    from cola_dist.train.progress import files_table, indicator_table, show_plan
 
     config, run_uri = resolve(job, new_run_id(job.config.recipe))
     check(config)
     plan = show_plan(config) if job.dry_run else {}
     report = preflight(config, run_uri)
     if job.dry_run:
+        Console(width=150).print(files_table(report["files"]))
         return {"status": "dry run", "run": run_uri, **report, "plan": plan}
 
     from cola_dist.train.launch import launch

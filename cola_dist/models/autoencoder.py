@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from cola_dist.config import AUTOENCODERS, LatentShape
+from cola_dist.models.published import Loaded
 
 
 def to_pixels(video: Tensor) -> Tensor:
@@ -25,6 +26,8 @@ class Autoencoder(ABC):
     shape: LatentShape
     hash: str
     """Identity of the transform, by which its latents are kept and found again."""
+    loaded: Loaded | None = None
+    """What became of the tensors in its files; none where it has none."""
 
     @abstractmethod
     def encode(self, video: Tensor) -> Tensor:

@@ -25,11 +25,12 @@ class PublishedAutoencoder(Autoencoder):
         self.shape = AUTOENCODERS[config.kind]
         uri = config.pretrained
         vae: nn.Module = without_weights(lambda: self._build(uri))
-        found = load_published(vae, uri, "(?!)", place)
+        self.loaded = load_published(vae, uri, "(?!)", place)
         self._dtype = torch.bfloat16 if bf16 else torch.float32
-        self._vae: Any = vae.eval().requires_grad_(False).to(self._dtype)
+        # torch's own cast: that of diffusers warns of modules that it would keep in fp32, and there are none.
+        self._vae: Any = nn.Module.to(vae.eval().requires_grad_(False), self._dtype)
         self._at_once = config.images_at_once
-        self.hash = f"{config.kind} {found.sha256} {self._dtype}"
+        self.hash = f"{config.kind} {self.loaded.sha256} {self._dtype}"
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:

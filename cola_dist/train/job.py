@@ -7,7 +7,7 @@ import secrets
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,8 @@ def preflight(config: RunConfig, run_uri: str) -> dict[str, Any]:
     """Open all that the run needs, on the CPU. Raises ``UserError`` for what is wrong.
 
     Of models for GPUs the files are read and checked, and nothing is kept: this machine need not hold them. Where CPUs train, a clip of each source
-    also passes through the models. Returns what ``--dry-run`` prints: parameters per role, clips per source, the loss of that small batch.
+    also passes through the models. Returns what ``--dry-run`` prints: parameters per role, what was taken of which files, clips per source, the loss
+    of that small batch.
     """
     batch_size = config.optim.global_batch
     readers = {split: open_reader(config.data, config.train.seed, split, batch_size) for split in ("train", "heldout")}
@@ -106,6 +107,9 @@ def preflight(config: RunConfig, run_uri: str) -> dict[str, Any]:
         raise UserError("the first clips give a loss that is not a number: the pretrained model or the clips are damaged")
     return {
         "parameters": {role: sum(p.numel() for _, p in method.role_parameters(role)) for role in method.roles()},
+        "files": {
+            name: asdict(loaded) for name, loaded in (("world", method.world.loaded), ("autoencoder", method.autoencoder.loaded)) if loaded
+        },
         "windows": {split: {s.name: r.order.windows(i) for i, s in enumerate(r.order.sources)} for split, r in readers.items()},
         "first_clips": batch.sample.tolist(),
         "batch": list(batch.video.shape),

@@ -140,6 +140,16 @@ def plan_tables(config: RunConfig, plan: Plan) -> list[Table]:
     return [roles, needs]
 
 
+def files_table(files: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What a run takes of published files, what it leaves there, and which files they are."""
+    table = Table(title="pretrained files")
+    for column in ("model", "tensors taken", "left out on purpose", "sha256"):
+        table.add_column(column)
+    for name, loaded in files.items():
+        table.add_row(name, str(loaded["tensors"]), ", ".join(loaded["dropped"]) or "nothing", loaded["sha256"][:16])
+    return table
+
+
 def _title(look: str) -> str:
     """``joint-2_end`` as "after joint 2"."""
     kind, _, number = look.removesuffix("_end").partition("-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from cola_dist.models.conditioning import ActionConditioning
 from cola_dist.models.lam import InverseDynamics
 from cola_dist.models.world import KINDS, STDiT3
 from cola_dist.recipes import build_recipe
+from cola_dist.train.job import preflight
 from cola_dist.train.observer import to_clips
 from tests.models.published import (
     COSMOS,
@@ -93,6 +95,19 @@ def test_from_published_files_to_an_export_that_begins_the_next_run(config: RunC
         second = run_local(replace(config, world=replace(config.world, pretrained=export), train=train), tmp_path / "second")
         assert second["status"] == "finished", second["error"]
         kind.from_pretrained(str(tmp_path / "second" / "export" / "world"), shape)
+
+
+def test_a_driver_of_gpus_checks_the_files_and_holds_no_model(config: RunConfig, tmp_path: Path) -> None:
+    here = preflight(config, str(tmp_path / "run"))
+    far = preflight(replace(config, train=replace(config.train, gpus=True)), str(tmp_path / "run"))
+    assert far["loss"] is None
+    assert math.isfinite(here["loss"])
+    assert far | {"loss": 0} == here | {"loss": 0}
+    files = far["files"]
+    assert files["world"]["tensors"] > 20
+    assert files["autoencoder"]["tensors"] > 20
+    assert bool(files["world"]["dropped"]) == (config.world.kind in ("stdit3", "cosmos")), "theirs is text"
+    assert len(files["world"]["sha256"]) == 64
 
 
 def test_before_training_actions_change_nothing(config: RunConfig) -> None:

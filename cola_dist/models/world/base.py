@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cola_dist.errors import UserError
-from cola_dist.models.published import HERE, Place, load_published, read_config, without_weights
+from cola_dist.models.published import HERE, Loaded, Place, load_published, read_config, without_weights
 
 FORMAT_VERSION = 1
 _INSIDE = ("world", "export/world", "transformer", "unet")
@@ -37,6 +37,8 @@ class WorldModel(nn.Module):
     """Names of published tensors that are left out, as `cola_dist.models.published.load_published` takes them."""
     content_hash: str | None = None
     """Hash of the files that the weights came from; none = random weights."""
+    loaded: Loaded | None = None
+    """What became of the tensors in those files."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,9 +139,10 @@ class WorldModel(nn.Module):
                 raise UserError(f"world.{field} is {value} but {where} has {shape.get(field)}: {remedy}")
         model: Self = without_weights(lambda: cls(**shape))
         if published:
-            model.content_hash = load_published(model, uri, model.published_drops, place).sha256
+            model.loaded = load_published(model, uri, model.published_drops, place)
+            model.content_hash = model.loaded.sha256
         else:
-            load_published(model, uri, "(?!)", place, config["sha256"])
+            model.loaded = load_published(model, uri, "(?!)", place, config["sha256"])
             model.content_hash = config["sha256"]
         return model
 
