@@ -27,7 +27,7 @@ from cola_dist.errors import UserError
 from cola_dist.evaluation.evaluate import Request, evaluate, plan
 from cola_dist.evaluation.measure import Task
 from cola_dist.evaluation.protocol import protocol_table
-from cola_dist.evaluation.results import figures_table, flat, probe_table
+from cola_dist.evaluation.results import ALL, figures_table, flat, probe_table
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     console.print(probe_table(result["probe"]) if result["probe"] else "")
     for note in result["notes"]:
         print(note, file=sys.stderr)
-    line = {"run": job.run, "output": folder, "protocol": task.protocol.key, "clips": job.clips, "figures": flat(result["figures"])}
+    line = {"run": job.run, "output": folder, "protocol": task.protocol.key, "clips": job.clips, "figures": result["figures"][ALL]}
     line |= {"probe": result["probe"], "notes": result["notes"], "files": result["files"]}
     return line | {"tracked": _track(job, task, folder, result), "wall_seconds": round(time.monotonic() - began, 1)}
 

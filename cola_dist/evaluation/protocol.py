@@ -116,7 +116,7 @@ def protocol_table(protocol: Protocol) -> Table:
     for name, value in asdict(protocol).items():
         shown = f"{value[0]} … {value[-1]}" if name == "clips" else value
         if isinstance(value, dict):
-            shown = ", ".join(f"{key} {str(item)[:12]}" for key, item in value.items())
+            shown = ", ".join(f"{key} {item}" for key, item in value.items())
         table.add_row(name, "none" if shown is None else str(shown))
     return table
 

@@ -27,7 +27,10 @@ def psnr(frames: Tensor, truth: Tensor, context: int) -> Tensor:
 
 
 def ssim(frames: Tensor, truth: Tensor, context: int) -> Tensor:
-    """SSIM of each clip, fp64 ``[B]`` (Wang et al. 2004: Gaussian window of 11 pixels, sigma 1.5; mean over channels); see `psnr`."""
+    """SSIM of each clip, fp64 ``[B]`` (Wang et al. 2004); arguments as in `psnr`.
+
+    Gaussian window of 11 pixels, sigma 1.5, over the whole picture, which is reflected at its edges; mean over channels.
+    """
     pairs = _unit_frames(frames, context), _unit_frames(truth, context)
     values = structural_similarity_index_measure(*pairs, data_range=1.0, reduction="none")
     assert isinstance(values, Tensor)

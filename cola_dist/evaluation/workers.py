@@ -35,8 +35,9 @@ class Crew:
         if have < workers:
             raise UserError(f"--workers {workers}: the cluster has {have:g} {kind}s: give fewer workers, or join a larger cluster")
         options = {"num_cpus": 1, "num_gpus": int(kind == "GPU"), "max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}
-        actor, reference = ray.remote(**options)(_Actor), ray.put(task)
-        self._actors = [actor.remote(reference) for _ in range(workers)]
+        actor, self._task = ray.remote(**options)(_Actor), ray.put(task)
+        # In a list the reference travels as it is: Ray cannot start an actor again whose arguments it has stored itself.
+        self._actors = [actor.remote([self._task]) for _ in range(workers)]
 
     def rows(self, parts: str, clips: int, batch: int) -> list[dict[str, Any]]:
         """A row for each of the first ``clips`` positions, in their order: from the folder ``parts``, or measured now and kept there."""
@@ -107,12 +108,12 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
 class _Actor:
     """A `Measurer` in a process of its own. It loads on its first call: what is wrong then reaches the caller as that call's error."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: list[Any]) -> None:
         self._task = task
 
     @cached_property
     def _measurer(self) -> Measurer:
-        return Measurer(self._task)
+        return Measurer(ray.get(self._task[0]))
 
     def rows(self, positions: list[int]) -> list[dict[str, Any]]:
         return self._measurer.rows(positions)
