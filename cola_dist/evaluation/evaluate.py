@@ -74,7 +74,8 @@ def plan(request: Request) -> Task:
     files = {name: identify(_METRICS[name], choice.weights, choice.sha256) for name, choice in choices.items()}
     device = "cuda" if request.gpus else "cpu"
     protocol = make_protocol(request.run, config, reader, request.clips, request.context, device, files)
-    return Task(export_folder(request.run), config, reader, protocol, {name: choice.weights for name, choice in choices.items()})
+    networks = {name: storage.absolute(choice.weights) for name, choice in choices.items()}
+    return Task(storage.absolute(export_folder(request.run)), config, reader, protocol, networks)
 
 
 def evaluate(task: Task, folder: str, workers: int, batch: int, probe_clips: int) -> dict[str, Any]:

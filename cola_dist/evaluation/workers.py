@@ -29,15 +29,20 @@ class Crew:
     """Actors that measure. The figures of a clip do not depend on how many there are, nor on which clips stand in one batch."""
 
     def __init__(self, task: Task, workers: int) -> None:
-        """Start ``workers`` actors in the cluster that this process has joined. Raises ``UserError`` where it has no room for them."""
-        kind = "GPU" if task.protocol.device == "cuda" else "CPU"
-        have = ray.cluster_resources().get(kind, 0)
+        """``workers`` of them in the cluster that this process has joined. Raises ``UserError`` where it has no room for so many."""
+        self._kind = "GPU" if task.protocol.device == "cuda" else "CPU"
+        have = ray.cluster_resources().get(self._kind, 0)
         if have < workers:
-            raise UserError(f"--workers {workers}: the cluster has {have:g} {kind}s: give fewer workers, or join a larger cluster")
-        options = {"num_cpus": 1, "num_gpus": int(kind == "GPU"), "max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}
-        actor, self._task = ray.remote(**options)(_Actor), ray.put(task)
+            raise UserError(f"--workers {workers}: the cluster has {have:g} {self._kind}s: give fewer workers, or join a larger cluster")
+        self._task, self._workers = ray.put(task), workers
+
+    @cached_property
+    def _actors(self) -> list[Any]:
+        """Started once there is something to do."""
+        options = {"num_cpus": 1, "num_gpus": int(self._kind == "GPU"), "max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}
+        actor = ray.remote(**options)(_Actor)
         # In a list the reference travels as it is: Ray cannot start an actor again whose arguments it has stored itself.
-        self._actors = [actor.remote([self._task]) for _ in range(workers)]
+        return [actor.remote([self._task]) for _ in range(self._workers)]
 
     def rows(self, parts: str, clips: int, batch: int) -> list[dict[str, Any]]:
         """A row for each of the first ``clips`` positions, in their order: from the folder ``parts``, or measured now and kept there."""
@@ -58,6 +63,8 @@ class Crew:
 
     def _spread(self, batches: Sequence[list[int]]) -> Iterator[list[dict[str, Any]]]:
         """Rows of batches as they are finished; each actor has one batch at a time."""
+        if not batches:
+            return
         todo, working = iter(batches), {}
         for actor, positions in zip(self._actors, todo, strict=False):
             working[actor.rows.remote(positions)] = actor
