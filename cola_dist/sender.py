@@ -6,7 +6,10 @@ import logging
 import math
 import os
 import re
+import tempfile
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cola_dist.spool import Delivered, Group, Spool
@@ -160,6 +163,22 @@ def connect(uri: str) -> tuple[Any, Any]:
     # MLflow logs a stack trace for each lost connection; here an outage is one line, written by whoever asked.
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     return mlflow.MlflowClient(tracking_uri=uri), mlflow.MlflowException
+
+
+def add_to_run(uri: str, run: str, files: Mapping[str, bytes], metrics: Mapping[str, float], step: int) -> None:
+    """Log ``files`` by artifact name and ``metrics`` at ``step`` to a run that exists. Raises what MLflow raises."""
+    client, _ = connect(uri)
+    from mlflow.entities import Metric
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            client.log_artifact(run, str(path), path.parent.relative_to(folder).as_posix())
+    points = [Metric(_name(name), value, int(1000 * time.time()), step) for name, value in metrics.items()]
+    for start in range(0, len(points), METRICS_PER_CALL):
+        client.log_batch(run, metrics=points[start : start + METRICS_PER_CALL])
 
 
 def _name(name: str) -> str:

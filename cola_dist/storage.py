@@ -77,6 +77,12 @@ def local_path(uri: str) -> Path | None:
     return Path(uri).expanduser()
 
 
+def absolute(uri: str) -> str:
+    """``uri`` as processes that run in other folders understand it."""
+    path = local_path(uri)
+    return uri if path is None else str(path.resolve())
+
+
 def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
     """The whole file, or ``length`` bytes from byte ``start``; fewer where the file ends before. Raises FileNotFoundError."""
     path = local_path(uri)

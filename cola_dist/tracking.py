@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from cola_dist.sender import METRICS_PER_CALL, Sender, connect
+from cola_dist.sender import METRICS_PER_CALL, Sender, add_to_run
 from cola_dist.sender import redact as redact
 from cola_dist.spool import Meta, Spool, SpoolWriter
 
@@ -169,15 +169,20 @@ def deliver(spool: Path, timeout: float, uri: str | None = None) -> bool:
     return courier.finish(timeout)
 
 
-def attach(uri: str, run: str, text: str, name: str, wait: float = 30.0) -> str:
-    """Keep ``text`` as the artifact ``name`` of a run that MLflow has, whose status stays as it is. Returns why that failed, or nothing."""
+def attach(
+    uri: str, run: str, files: Mapping[str, bytes], metrics: Mapping[str, float] | None = None, step: int = 0, wait: float = 30.0
+) -> str:
+    """Keep ``files`` by artifact name, and ``metrics`` as points at ``step``, in a run that MLflow has, whose status stays as it is.
+
+    Returns why that failed, or nothing.
+    """
     reason = [f"MLflow at {redact(uri)} gave no answer within {wait:g} s"]
 
     def work() -> None:
         try:
-            connect(uri)[0].log_text(run, text, name)
+            add_to_run(uri, run, files, metrics or {}, step)
             reason[0] = ""
-        except Exception as error:  # MLflow's clients raise anything; the caller has the text and may go on
+        except Exception as error:  # MLflow's clients raise anything; the caller has the files and may go on
             reason[0] = redact(f"MLflow at {uri}: {error}").split("\n")[0][:300]
 
     thread = threading.Thread(target=work, name="attach", daemon=True)

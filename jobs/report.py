@@ -87,7 +87,7 @@ def _track(study: Study, uri: str, page: str) -> bool:
     reason = reason or ("" if uri else "no --tracking.uri given, and none in sweep.json")
     # MLflow would make an empty one.
     reason = reason or (f"no database {database}" if database != uri and not Path(database).is_file() else "")
-    reason = reason or tracking.attach(uri, parent, page, "report/report.html")
+    reason = reason or tracking.attach(uri, parent, {"report/report.html": page.encode()})
     if reason:
         print(f"not in MLflow: {reason}", file=sys.stderr)
     return not reason

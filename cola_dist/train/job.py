@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,10 +32,10 @@ def new_run_id(recipe: str) -> str:
 
 def resolve(job: Job, fresh_run: str) -> tuple[RunConfig, str]:
     """The configuration and the run's folder: a new one, or the one to resume. Raises ``UserError`` if that one does not fit what is asked."""
-    config = replace(job.config, output=absolute(job.config.output))
+    config = replace(job.config, output=storage.absolute(job.config.output))
     if job.resume is None:
         return config, storage.join(config.output, fresh_run)
-    run_uri = absolute(job.resume) if "/" in job.resume else storage.join(config.output, job.resume)
+    run_uri = storage.absolute(job.resume) if "/" in job.resume else storage.join(config.output, job.resume)
     try:
         saved = from_yaml(storage.read_bytes(storage.join(run_uri, "config.yaml")).decode(), f"{run_uri}/config.yaml")
     except FileNotFoundError as error:
@@ -47,7 +46,7 @@ def resolve(job: Job, fresh_run: str) -> tuple[RunConfig, str]:
     if checkpoint is None:
         raise UserError(f"run {run_uri} has no checkpoint yet: start a new run")
     wanted = apply_overrides(saved, job.overrides)
-    wanted = replace(wanted, output=absolute(wanted.output))
+    wanted = replace(wanted, output=storage.absolute(wanted.output))
     changed = differences(saved, wanted, read_position(checkpoint).step)
     if changed:
         raise UserError(
@@ -151,9 +150,3 @@ def _final(evaluations: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The newest look at a phase's end: they stand in order of time."""
     ends = [name for name in evaluations if name.endswith("_end")]
     return evaluations[ends[-1]] if ends else {}
-
-
-def absolute(uri: str) -> str:
-    """``uri`` as processes that run in other folders understand it."""
-    path = storage.local_path(uri)
-    return uri if path is None else str(Path(path).resolve())

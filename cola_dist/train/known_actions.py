@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from cola_dist.config import RunConfig
-from cola_dist.data.decode import CorruptClip
-from cola_dist.data.shards import CorruptMember, read_member
-from cola_dist.data.stream import ClipReader, open_reader
 from cola_dist.diagnostics.alignment import plugin_mutual_information, true_action_perplexity
 from cola_dist.evaluation import probe
+from cola_dist.evaluation.known import known_rows
 from cola_dist.methods.cotrain import CoTrain
 
 _BINS = 8
@@ -30,7 +24,8 @@ def probe_actions(config: RunConfig, method: CoTrain, device: torch.device) -> d
     (where to), ``probe_r2_size`` for the action's norm (how much). ``action_information`` (nats, less its permuted control),
     ``action_information_share`` (of the actions' entropy) and ``action_perplexity`` (of the true actions, in cells) count all those clips.
     """
-    rows = _rows(config, device)
+    # By the first mixture alone: looks before and after a stage must be of the same clips.
+    rows = known_rows(replace(config.data, stages={}), config.train.seed, config.diagnostics.probe_clips // 2, device)
     if rows is None:
         return {}
     features = {
@@ -50,60 +45,3 @@ def probe_actions(config: RunConfig, method: CoTrain, device: torch.device) -> d
         found |= {"action_information": known.corrected, "action_information_permuted": known.permuted_mean}
         found["action_information_share"] = known.normalised
     return found
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Clips with actions and, a row per transition, what is known of them."""
-
-    video: Tensor
-    actions: Tensor
-    episode: Tensor
-    heldout: Tensor
-
-
-def _rows(config: RunConfig, device: torch.device) -> _Rows | None:
-    videos, actions, episodes, heldout = [], [], [], []
-    for split in ("train", "heldout"):
-        # By the first mixture alone: looks before and after a stage must be of the same clips.
-        reader = open_reader(replace(config.data, stages={}), config.train.seed, split)
-        for clip in _clips_with_actions(reader, config.diagnostics.probe_clips // 2):
-            videos.append(clip.video)
-            actions.append(clip.actions)
-            episodes += [clip.episode] * len(clip.actions)
-            heldout += [split == "heldout"] * len(clip.actions)
-    if not any(heldout) or all(heldout):
-        return None
-    names = {episode: number for number, episode in enumerate(dict.fromkeys(episodes))}
-    numbers = torch.tensor([names[episode] for episode in episodes])
-    return _Rows(torch.tensor(np.stack(videos)).to(device), torch.tensor(np.concatenate(actions)), numbers, torch.tensor(heldout))
-
-
-@dataclass(frozen=True)
-class _KnownClip:
-    video: np.ndarray
-    actions: np.ndarray
-    episode: str
-
-
-def _clips_with_actions(reader: ClipReader, count: int) -> list[_KnownClip]:
-    """Up to ``count`` clips (uint8 [T, 3, H, W]) with their actions [T-1, A], uncropped, by the order of the split."""
-    known = [s for s, episodes in enumerate(reader.episodes) if any("actions.npy" in e.members for e in episodes)]
-    found: list[_KnownClip] = []
-    position = 0
-    while known and len(found) < count and position < 64 * count:
-        ref = reader.order.clip(position)
-        episode = reader.episodes[ref.source][ref.episode]
-        if ref.source in known and "actions.npy" in episode.members and ref.stride == 1:
-            # What cannot be read is left out here; training counts and reports it.
-            with contextlib.suppress(CorruptMember, CorruptClip):
-                clip = reader.decode(ref, crop=None)
-                rows = _load_actions(read_member(reader.folders[ref.source], episode, "actions.npy"))
-                found.append(_KnownClip(clip, rows[ref.start : ref.start + len(clip) - 1], f"{ref.source}/{episode.key}"))
-        position += 1
-    return found
-
-
-def _load_actions(data: bytes) -> np.ndarray:
-    rows: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
-    return rows.astype(np.float32)

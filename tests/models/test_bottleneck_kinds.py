@@ -122,3 +122,16 @@ def test_codes_are_placed_without_a_write_into_the_weights(kind: str) -> None:
             assert int((distance < 1e-5).sum()) == (8 if step else 32)
     assert torch.equal(quantiser.weight, weight), "an optimizer with its own copy of the weights would undo that"
     assert int(quantiser.last_reset) == 2
+
+
+@pytest.mark.parametrize("kind", DISCRETE)
+def test_codes_stand_for_the_actions_that_they_were_read_from(kind: str) -> None:
+    bottleneck = build(kind, codes=32, dim=6)
+    out = bottleneck(latents(2, 3, 4, 6))
+    assert len(out.codes.unique()) > 1
+    torch.testing.assert_close(bottleneck.actions_of(out.codes), out.actions, rtol=1e-5, atol=1e-6)
+
+
+def test_where_there_are_no_codes_none_stands_for_an_action() -> None:
+    with pytest.raises(ValueError, match="no codes"):
+        build("continuous").actions_of(torch.zeros(1, dtype=torch.int64))

@@ -61,6 +61,10 @@ class Bottleneck(nn.Module):
         """
         return F.one_hot(quantised.codes.flatten(0, 1), self.codes).flatten(1).float()
 
+    def actions_of(self, codes: Tensor) -> Tensor:
+        """The latent actions that ``codes``, int64 ``[...]``, stand for: fp32 ``[..., D]``. Raises `ValueError` where there are none."""
+        raise ValueError("this bottleneck has no codes")
+
     @torch.no_grad()
     def place(self, rows: Tensor) -> None:
         """Fit to the tokens ``rows [R, D]``, R >= 1, so that z of an untrained inverse dynamics use many codes; nothing where there are none.

@@ -63,6 +63,10 @@ class CodebookQuantiser(Bottleneck):
             terms["entropy"] = quantised.regulariser
         return {name: value.detach() for name, value in terms.items()}
 
+    def actions_of(self, codes: Tensor) -> Tensor:
+        """Rows of the codebook."""
+        return F.embedding(codes, self.codebook)
+
     def _comparable(self, z: Tensor) -> Tensor:
         """z as it is compared with codes and passed on."""
         return z

@@ -41,6 +41,13 @@ class FiniteScalarQuantiser(Bottleneck):
             none = z.new_zeros((), dtype=torch.float32)
             return Quantised(self.up(scalars / half), codes, none, none, none, none)
 
+    def actions_of(self, codes: Tensor) -> Tensor:
+        """The projection of the integers that are the codes' digits."""
+        half = self.levels // 2
+        scalars = codes[..., None] // (self.levels.cumprod(0) // self.levels) % self.levels - half
+        actions: Tensor = self.up(scalars / half)
+        return actions
+
     def metrics(self, quantised: Quantised) -> dict[str, Tensor]:
         """None."""
         return {}

@@ -19,7 +19,6 @@ from cola_dist import storage
 from cola_dist.errors import UserError
 from cola_dist.settings import apply_overrides, as_options, base_of
 from cola_dist.tracking import redact
-from cola_dist.train.job import absolute
 from cola_dist.train.session import commit, tracking_uri
 from cola_dist.train.sweep.plan import Plan
 from cola_dist.train.sweep.space import Space, read_space, to_tree
@@ -63,7 +62,7 @@ def new_sweep(space: Space, overrides: Sequence[str], budget_seconds: float) -> 
     """A sweep with a fresh folder, of which nothing is on disk yet. ``overrides`` go into the base of every trial. Raises ``UserError``."""
     name = f"{space.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
     base = apply_overrides(base_of(space.recipe), [*as_options(space.fixed, "fixed"), *overrides])
-    output = absolute(base.output)
+    output = storage.absolute(base.output)
     uri = storage.join(output, name)
     if not base.tracking.uri and storage.local_path(output) is None:
         raise UserError(f"tracking.uri is empty but output {output} is object storage, which holds no database: give --tracking.uri")
@@ -87,7 +86,7 @@ def new_sweep(space: Space, overrides: Sequence[str], budget_seconds: float) -> 
 
 def open_sweep(where: str, output: str) -> Sweep:
     """The sweep to resume: a sweep's id below ``output``, or its folder. Raises ``UserError`` where there is none."""
-    uri = absolute(where) if "/" in where else storage.join(absolute(output), where)
+    uri = storage.absolute(where) if "/" in where else storage.join(storage.absolute(output), where)
     try:
         about: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, "sweep.json")))
         tree: Mapping[str, Any] = yaml.safe_load(storage.read_bytes(storage.join(uri, "space.yaml")))
