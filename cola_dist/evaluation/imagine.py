@@ -73,7 +73,9 @@ def imagine(method: CoTrain, context: Tensor, actions: Tensor, noise: Noise, sam
     stride = method.autoencoder.shape.stride
     total, known = 1 + actions.shape[1] // stride, context.shape[1]
     if actions.shape[1] % stride or not 0 < known < min(total, sampling.window) or not 0 < sampling.context < sampling.window:
-        raise ValueError(f"{known} and later {sampling.context} of {sampling.window} frames as context, {actions.shape[1]} actions of {stride}")
+        raise ValueError(
+            f"{known} and later {sampling.context} of {sampling.window} frames as context, {actions.shape[1]} actions of {stride}"
+        )
     start, given = 0, context
     while known < total:
         end = min(total, start + sampling.window)

@@ -64,7 +64,6 @@ def given(frames: int, transitions: int, clips: int = 3) -> tuple[Tensor, Tensor
     return context, torch.randn(clips, transitions, 2, 32, generator=generator)
 
 
-
 def roll(built: CoTrain, context: Tensor, actions: Tensor, sampling: Sampling, key: Tensor | None = None) -> tuple[Tensor, list[Piece]]:
     keys = torch.arange(len(context)) if key is None else key
     pieces = list(imagine(built, context, actions, keyed_noise(0, keys, (3, 16, 16), torch.device("cpu")), sampling))
@@ -90,7 +89,9 @@ def test_pieces_come_as_they_are_done_and_begin_with_the_context() -> None:
     latents, pieces = roll(built, start, actions, Sampling(5, 2, built.config.flow))
     assert [piece.frames.shape[1] for piece in pieces] == [5, 3, 1]
     assert torch.equal(latents[:, :2], start)
-    made = imagine(built, start, actions, keyed_noise(0, torch.arange(3), (3, 16, 16), torch.device("cpu")), Sampling(5, 2, built.config.flow))
+    made = imagine(
+        built, start, actions, keyed_noise(0, torch.arange(3), (3, 16, 16), torch.device("cpu")), Sampling(5, 2, built.config.flow)
+    )
     assert torch.equal(next(made).frames, pieces[0].frames)
 
 
