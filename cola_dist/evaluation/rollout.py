@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cola_dist.config import FlowConfig
+from cola_dist.evaluation.imagine import Sampling, imagine
 from cola_dist.methods.base import Clips
 from cola_dist.methods.cotrain import CoTrain, other_clip
 from cola_dist.methods.draws import Draws
 from cola_dist.models.autoencoder import to_pixels
-from cola_dist.models.flow import sample
 
 SEPARATOR = 2
 """Width in pixels of the white lines of `grid`."""
@@ -32,20 +31,11 @@ class Rollouts:
 def generate(method: CoTrain, context: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
     """Continue the latent frames ``context [B, c, C, h, w]`` under ``actions [B, T-1, N, D]``, all frames at once: uint8 ``[B, T, 3, H, W]``.
 
-    ``noise [B, L, C, h, w]`` is where the flow starts. With ``config.flow.guidance`` g other than 1: v = v_null + g (v_actions - v_null).
+    ``noise [B, L, C, h, w]`` is where the flow starts. `imagine` goes on where a clip's length ends.
     """
-    flow: FlowConfig = method.config.flow
-    modulation = method.conditioning(actions)
-    null = method.conditioning(method.conditioning.null_actions(*actions.shape[:2]).to(actions.dtype))
-
-    def velocity(x: Tensor, tau: Tensor) -> Tensor:
-        conditioned: Tensor = method.world(x, tau, modulation)
-        if flow.guidance == 1.0:
-            return conditioned
-        free: Tensor = method.world(x, tau, null)
-        return free + flow.guidance * (conditioned - free)
-
-    return method.autoencoder.decode(sample(velocity, context, noise, flow))
+    at_once = Sampling(noise.shape[1], context.shape[1], method.config.flow, cached=False)
+    (piece,) = imagine(method, context, actions, lambda first, last: noise[:, first:last], at_once)
+    return piece.frames
 
 
 @torch.no_grad()

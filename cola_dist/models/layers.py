@@ -73,6 +73,37 @@ def spatial_positions(rows: int, columns: int, width: int, device: torch.device)
     return grid.reshape(rows * columns, width)
 
 
+class Past:
+    """Keys and values ``[..., heads, n, width/heads]`` of one attention layer's first call, to which queries of its later calls attend as well."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def length(self) -> int:
+        """How many positions are kept; 0 before the first call."""
+        return 0 if self._kept is None else self._kept[0].shape[-2]
+
+    def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``k`` and ``v`` after those that are kept; what is given first is kept."""
+        if self._kept is None:
+            self._kept = k, v
+            return k, v
+        return torch.cat([self._kept[0], k], -2), torch.cat([self._kept[1], v], -2)
+
+
+def attend_back(q: Tensor, k: Tensor, v: Tensor, past: Past | None) -> Tensor:
+    """Attention of each position ``[..., heads, n, d]`` to itself, to those before it and to all of ``past``."""
+    before = 0
+    if past is not None:
+        before = past.length
+        k, v = past.extended(k, v)
+    if not before:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    seen = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril(before)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over the last but one dimension of ``[..., n, width]``."""
 
@@ -85,11 +116,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        """``past`` only where the layer is causal: ``x`` then stands after it."""
         *lead, n, width = x.shape
         # As one matrix: with a frozen weight and a transposed x, torch would multiply each sequence by itself, several times slower.
         q, k, v = self.qkv(x.flatten(0, -2)).reshape(-1, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        mixed = attend_back(q, k, v, past) if self.causal else F.scaled_dot_product_attention(q, k, v)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(*lead, n, width))
         return out
 
@@ -150,8 +182,11 @@ class SpaceTimeBlock(nn.Module):
         self.temporal = Attention(width, heads, causal=True)
         self.mlp = Mlp(width)
 
-    def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
-        """``x [B, T, n, width]`` to the same shape; ``modulation [B, T, 9, width]`` exactly where the block was built ``modulated``."""
+    def forward(self, x: Tensor, modulation: Tensor | None = None, past: Past | None = None) -> Tensor:
+        """``x [B, T, n, width]`` to the same shape; ``modulation [B, T, 9, width]`` exactly where the block was built ``modulated``.
+
+        ``past`` is what temporal attention keeps of frames before ``x``.
+        """
         parts = None if modulation is None else modulation.unsqueeze(2).unbind(3)
         for index in range(3):
             h = self.norms[index](x)
@@ -160,7 +195,7 @@ class SpaceTimeBlock(nn.Module):
             if index == 0:
                 h = self.spatial(h)
             elif index == 1:
-                h = self.temporal(h.transpose(1, 2)).transpose(1, 2)
+                h = self.temporal(h.transpose(1, 2), past).transpose(1, 2)
             else:
                 h = self.mlp(h)
             x = x + h if parts is None else torch.addcmul(x, h, parts[3 * index + 2])

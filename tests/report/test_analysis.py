@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from cola_dist.errors import UserError
+from cola_dist.evaluation.shares import wilson
 from cola_dist.evaluation.statistics import Interval
-from cola_dist.report.analysis import Analysis, wilson
+from cola_dist.report.analysis import Analysis
 from cola_dist.report.metrics import FLOW_LOSS, PROBE
 from cola_dist.report.sections.ranges import ranges
 from cola_dist.report.sections.response import response

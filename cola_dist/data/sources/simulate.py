@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cola_dist.data.sources import Item, SourceEpisode
+from cola_dist.data.sources.square import SCENES as SQUARE_SCENES
 from cola_dist.data.sources.square import SquareScene
 from cola_dist.errors import UserError
 
@@ -47,8 +48,6 @@ EXPERT_SHARE = 0.35
 """Share of transitions that follow the task's scripted expert (scaled and with noise); the others go in a random direction."""
 STAY_INSIDE = np.array([[-0.26, 0.46, 0.08], [0.26, 0.80, 0.30]])
 """Random directions are redrawn until the hand's target stays in this box (metres), well inside the arm's own limits."""
-
-SQUARE_SCENES = ("square-0", "square-1", "square-2", "square-3")
 
 Domain = Literal["robot", "hand", "square"]
 Split = Literal["train", "heldout"]

@@ -5,6 +5,7 @@ What the actions explain and what they do not are both known exactly, so it is t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,10 +20,26 @@ REACH = 10.0
 """Largest displacement of the square per frame and axis, in pixels."""
 _HALF = 8
 _RADIUS = 6.0
+LOW, HIGH = np.full(2, _HALF), np.full(2, SIZE - _HALF)
+"""Where the middle of the square may be, in pixels from the top left corner."""
+
+SCENES = ("square-0", "square-1", "square-2", "square-3")
+
+
+@dataclass(frozen=True)
+class SquareState:
+    """All that changes in a scene; pairs are (vertical, horizontal) in pixels."""
+
+    place: NDArray[np.float64]
+    """Middle of the square."""
+    disc: NDArray[np.float64]
+    """Middle of the disc."""
+    drift: NDArray[np.float64]
+    """By how much the disc moves in a frame."""
 
 
 class SquareScene:
-    """Episodes of 40 to 60 frames on one background; ``name`` seeds its colours."""
+    """A square and a disc on one background; ``name`` seeds the colours."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -32,31 +49,36 @@ class SquareScene:
         self._square, self._disc = rng.integers(170, 255, 3), rng.integers(120, 200, 3)
 
     def record(self, key: str, split: Literal["train", "heldout"], rng: np.random.Generator) -> SourceEpisode:
-        """Actions uniform in [-1, 1] per axis (vertical, horizontal), kept where they would leave the picture by turning them round."""
+        """40 to 60 frames; actions uniform in [-1, 1] per axis (vertical, horizontal), as `moved` takes them."""
         frames = int(rng.integers(40, 61))
-        low, high = np.full(2, _HALF), np.full(2, SIZE - _HALF)
-        place, disc = rng.uniform(low, high), rng.uniform(low, high)
-        drift = rng.normal(0, 3, 2)
-        video, actions = [self._picture(place, disc)], []
+        state = self.start(rng)
+        video, actions = [self.picture(state)], []
         for _ in range(frames - 1):
-            action = rng.uniform(-1, 1, 2)
-            leaves = (place + REACH * action < low) | (place + REACH * action > high)
-            action = np.where(leaves, -action, action)
-            place = place + REACH * action
-            drift = np.where((disc + drift < low) | (disc + drift > high), -drift, drift)
-            disc = disc + drift
+            state, action = self.moved(state, rng.uniform(-1, 1, 2))
             actions.append(action.astype(np.float32))
-            video.append(self._picture(place, disc))
+            video.append(self.picture(state))
         return SourceEpisode(key, np.stack(video), FPS, self._meta(), key, key, split, np.stack(actions))
+
+    def start(self, rng: np.random.Generator) -> SquareState:
+        """Square and disc anywhere."""
+        place, disc = rng.uniform(LOW, HIGH), rng.uniform(LOW, HIGH)
+        return SquareState(place, disc, rng.normal(0, 3, 2))
+
+    def moved(self, state: SquareState, action: NDArray[np.float64]) -> tuple[SquareState, NDArray[np.float64]]:
+        """The next state under ``action [2]`` in units of `REACH`, and the action that was taken: turned round where it would leave the picture."""
+        leaves = (state.place + REACH * action < LOW) | (state.place + REACH * action > HIGH)
+        action = np.where(leaves, -action, action)
+        drift = np.where((state.disc + state.drift < LOW) | (state.disc + state.drift > HIGH), -state.drift, state.drift)
+        return SquareState(state.place + REACH * action, state.disc + drift, drift), action
 
     def close(self) -> None:
         """Nothing is held open."""
 
-    def _picture(self, place: NDArray[np.float64], disc: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """Edges are drawn to a fraction of a pixel, so that small actions show too."""
+    def picture(self, state: SquareState) -> NDArray[np.uint8]:
+        """uint8 ``[SIZE, SIZE, 3]``; edges are drawn to a fraction of a pixel, so that small actions show too."""
         y, x = np.mgrid[:SIZE, :SIZE] + 0.5
-        square = np.prod([np.clip(_HALF + 0.5 - np.abs(axis - centre), 0, 1) for axis, centre in zip((y, x), place, strict=True)], 0)
-        round_ = np.clip(_RADIUS + 0.5 - np.hypot(y - disc[0], x - disc[1]), 0, 1)
+        square = np.prod([np.clip(_HALF + 0.5 - np.abs(axis - centre), 0, 1) for axis, centre in zip((y, x), state.place, strict=True)], 0)
+        round_ = np.clip(_RADIUS + 0.5 - np.hypot(y - state.disc[0], x - state.disc[1]), 0, 1)
         picture = self._ground + round_[..., None] * (self._disc - self._ground.astype(float))
         return np.asarray(picture + square[..., None] * (self._square - picture), np.uint8)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cola_dist.errors import UserError
+from cola_dist.models.layers import Past
 from cola_dist.models.published import HERE, Loaded, Place, load_published, read_config, without_weights
 
 FORMAT_VERSION = 1
@@ -88,9 +89,17 @@ class WorldModel(nn.Module):
     def features(self, x0: Tensor) -> Tensor:
         """What the generator makes of clean latents ``x0 [B, L, C, h, w]`` without any action: fp32 ``[B, L, F]``, places pooled to a coarse grid."""
 
-    def forward(self, x_tau: Tensor, tau: Tensor, modulation: Tensor | None) -> Tensor:
+    def new_past(self) -> list[Past] | None:
+        """What calls on successive frames share where no frame sees a later one: a `Past` per temporal layer. None where frames see later ones."""
+        return None
+
+    def velocity_after(self, past: list[Past], x_tau: Tensor, tau: Tensor, modulation: Tensor | None) -> Tensor:
+        """`velocity` of frames that stand after those of the first call with the same ``past`` (`new_past`), which are not passed again."""
+        raise NotImplementedError
+
+    def forward(self, x_tau: Tensor, tau: Tensor, modulation: Tensor | None, past: list[Past] | None = None) -> Tensor:
         """`velocity`, as a call of the module: engines that partition parameters (ZeRO stage 3) gather them in the call's hooks."""
-        return self.velocity(x_tau, tau, modulation)
+        return self.velocity(x_tau, tau, modulation) if past is None else self.velocity_after(past, x_tau, tau, modulation)
 
     @abstractmethod
     def repeated_blocks(self) -> Sequence[nn.Module]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cola_dist.models.layers import (
     NORM_EPS,
+    Past,
     SpaceTimeBlock,
     patchify,
     pooled_places,
@@ -61,9 +62,18 @@ class SpaceTimeDiT(WorldModel):
 
     def velocity(self, x_tau: Tensor, tau: Tensor, modulation: Tensor | None) -> Tensor:
         """fp32 velocity ``[B, L, C, h, w]`` of ``x_tau [B, L, C, h, w]`` at ``tau [B, L]``; ``modulation [B, L, depth, 9, width]`` or none."""
+        return self._velocity(x_tau, tau, modulation, None)
+
+    def new_past(self) -> list[Past]:
+        return [Past() for _ in self.blocks]
+
+    def velocity_after(self, past: list[Past], x_tau: Tensor, tau: Tensor, modulation: Tensor | None) -> Tensor:
+        return self._velocity(x_tau, tau, modulation, past)
+
+    def _velocity(self, x_tau: Tensor, tau: Tensor, modulation: Tensor | None, past: list[Past] | None) -> Tensor:
         height, width = x_tau.shape[-2:]
         time = self._time(tau)
-        x = self._hidden(x_tau, time, modulation)
+        x = self._hidden(x_tau, time, modulation, past)
         shift, scale = self.out_modulation(time).unsqueeze(2).chunk(2, -1)
         x = self.out(self.norm(x) * (1 + scale) + shift)
         clean = unpatchify(x, self.patch, height, width).float()
@@ -86,16 +96,17 @@ class SpaceTimeDiT(WorldModel):
         rows: Tensor = self.time_modulation(time).unflatten(-1, (1, 9, self.width))
         return rows
 
-    def _hidden(self, x: Tensor, time: Tensor, modulation: Tensor | None) -> Tensor:
-        """``x [B, L, C, h, w]`` through all blocks, ``[B, L, n, width]``."""
+    def _hidden(self, x: Tensor, time: Tensor, modulation: Tensor | None, past: list[Past] | None = None) -> Tensor:
+        """``x [B, L, C, h, w]`` through all blocks, ``[B, L, n, width]``; the frames stand after those of ``past``."""
         _, frames, _, height, width = x.shape
+        before = past[0].length if past else 0
         shared = self._rows(time)[:, :, 0]
         x = self.embed(patchify(x, self.patch))
         x = x + spatial_positions(height // self.patch, width // self.patch, self.width, x.device)
-        x = x + temporal_positions(frames, self.width, x.device)[:, None]
+        x = x + temporal_positions(before + frames, self.width, x.device)[before:, None]
         for index, block in enumerate(self.blocks):
             rows = shared + self.tables[index]
             if modulation is not None:
                 rows = rows + modulation[:, :, index]
-            x = self.run(block, x, rows)
+            x = self.run(block, x, rows, past[index] if past else None)
         return x

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cola_dist.models.layers import NORM_EPS, pooled_places, sinusoid, unpatchify_channels_last
+from cola_dist.models.layers import NORM_EPS, Past, attend_back, pooled_places, sinusoid, unpatchify_channels_last
 from cola_dist.models.world.base import WorldModel
 
 _TIME_FEATURES = 256
@@ -77,9 +77,18 @@ class STDiT3(WorldModel):
 
     def velocity(self, x_tau: Tensor, tau: Tensor, modulation: Tensor | None) -> Tensor:
         """fp32 velocity ``[B, L, C, h, w]`` of ``x_tau [B, L, C, h, w]`` at ``tau [B, L]``; ``modulation [B, L, 1, 6, width]`` or none."""
+        return self._velocity(x_tau, tau, modulation, None)
+
+    def new_past(self) -> list[Past]:
+        return [Past() for _ in self.temporal_blocks]
+
+    def velocity_after(self, past: list[Past], x_tau: Tensor, tau: Tensor, modulation: Tensor | None) -> Tensor:
+        return self._velocity(x_tau, tau, modulation, past)
+
+    def _velocity(self, x_tau: Tensor, tau: Tensor, modulation: Tensor | None, past: list[Past] | None) -> Tensor:
         height, width = x_tau.shape[-2:]
         time = self._time(tau)
-        x = self.final_layer(self._hidden(x_tau, time, modulation), time)
+        x = self.final_layer(self._hidden(x_tau, time, modulation, past), time)
         frames = unpatchify_channels_last(x, self.patch, height, width)
         # The second half of the channels is the variance.
         return -frames[:, :, : self.channels].float()
@@ -103,9 +112,10 @@ class STDiT3(WorldModel):
         rows: Tensor = self.t_block(time).unflatten(-1, (6, self.width))
         return rows
 
-    def _hidden(self, x: Tensor, time: Tensor, modulation: Tensor | None) -> Tensor:
-        """``x [B, L, C, h, w]`` through all blocks, ``[B, L, n, width]``."""
+    def _hidden(self, x: Tensor, time: Tensor, modulation: Tensor | None, past: list[Past] | None = None) -> Tensor:
+        """``x [B, L, C, h, w]`` through all blocks, ``[B, L, n, width]``; the frames stand after those of ``past``."""
         _, frames, _, height, width = x.shape
+        before = past[0].length if past else 0
         rows = self._rows(time)
         if modulation is not None:
             rows = rows + modulation[:, :, 0]
@@ -113,9 +123,9 @@ class STDiT3(WorldModel):
         x = x + places(
             height // self.patch, width // self.patch, self.width, height * _PIXELS_PER_PLACE, width * _PIXELS_PER_PLACE, x.device
         )
-        angles = self.rope(frames)
-        for block in self.repeated_blocks():
-            x = self.run(block, x, rows, angles)
+        angles = self.rope(before + frames)[before:]
+        for index, block in enumerate(self.repeated_blocks()):
+            x = self.run(block, x, rows, angles, past[index // 2] if past else None)
         return x
 
 
@@ -133,12 +143,15 @@ class STDiT3Block(nn.Module):
         )
         self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
 
-    def forward(self, x: Tensor, rows: Tensor, angles: Tensor) -> Tensor:
-        """``rows [B, L, 6, width]``: shift, scale, gate of attention and of MLP, from time and actions. ``angles [L, width/heads]``."""
+    def forward(self, x: Tensor, rows: Tensor, angles: Tensor, past: Past | None = None) -> Tensor:
+        """``rows [B, L, 6, width]``: shift, scale, gate of attention and of MLP, from time and actions. ``angles [L, width/heads]``.
+
+        ``past`` is what temporal attention keeps of frames before ``x``; spatial blocks leave it alone.
+        """
         parts = (self.scale_shift_table + rows).unsqueeze(2).unbind(3)
         h = self.norm1(x)
         h = torch.addcmul(h + parts[0], h, parts[1])
-        h = self.attn(h.transpose(1, 2), angles).transpose(1, 2) if self.temporal else self.attn(h, None)
+        h = self.attn(h.transpose(1, 2), angles, past).transpose(1, 2) if self.temporal else self.attn(h, None)
         x = torch.addcmul(x, h, parts[2])
         h = self.norm2(x)
         h = torch.addcmul(h + parts[3], h, parts[4])
@@ -155,15 +168,16 @@ class NormedAttention(nn.Module):
         self.q_norm, self.k_norm = (nn.RMSNorm(width // heads, eps=1e-6) for _ in range(2))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, angles: Tensor | None) -> Tensor:
-        """Causal and with rotary positions exactly where ``angles [n, width/heads]`` are given."""
+    def forward(self, x: Tensor, angles: Tensor | None, past: Past | None = None) -> Tensor:
+        """Causal and with rotary positions exactly where ``angles [n, width/heads]`` are given; ``x`` then stands after ``past``."""
         *lead, n, width = x.shape
         # As one matrix: with a frozen weight and a transposed x, torch would multiply each sequence by itself, several times slower.
         q, k, v = self.qkv(x.flatten(0, -2)).reshape(-1, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q.float()), self.k_norm(k.float())
-        if angles is not None:
-            q, k = rotated(q, angles), rotated(k, angles)
-        mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=angles is not None)
+        if angles is None:
+            mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        else:
+            mixed = attend_back(rotated(q, angles).to(v.dtype), rotated(k, angles).to(v.dtype), v, past)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(*lead, n, width))
         return out
 

@@ -1,0 +1,137 @@
+"""What a study of plans says: success rates, paired comparisons, where time went; as a table, JSON, Parquet and videos."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from rich.table import Table
+
+from cola_dist import storage
+from cola_dist.data.decode import encode_mp4
+from cola_dist.evaluation.shares import wilson
+from cola_dist.evaluation.statistics import bootstrap_interval, compare_arms
+from cola_dist.planning.episode import Episode
+from cola_dist.planning.study import RANDOM, Setup
+
+_SCALE, _FPS, _LINE = 3, 5.0, 4
+"""Of videos: enlargement, frames per second, width in pixels of the line between episode and goal."""
+_COLUMNS = ("model", "seed", "number", "success", "steps", "first_distance", "best_distance", "last_distance", "seconds")
+
+
+def summary(episodes: Sequence[Episode], setup: Setup) -> dict[str, Any]:
+    """By model: successes with Wilson's interval, the seeds' rates with a bootstrap interval, steps, distances, seconds; and all pairs of models.
+
+    Episodes are paired by start and goal; a pair's p is `compare_arms`' with the episode as unit (other episodes, the same weights), Holm-corrected.
+    """
+    request = setup.request
+    models = {name: _of_model([e for e in episodes if e.model == name]) | {"uri": setup.uris.get(name, "")} for name in setup.models}
+    about = vars(request) | {"learned": list(request.learned), "seeds": list(request.seeds), "classifier_accuracy": setup.accuracy}
+    return {"request": about, "unit": setup.unit, "models": models, "pairs": _pairs(episodes, setup)}
+
+
+def result_table(found: dict[str, Any]) -> Table:
+    """The models, a line each."""
+    request = found["request"]
+    table = Table(title=f"{request['domain']}, {request['task']}: {request['planner']}, horizon {request['horizon']}")
+    for name in (
+        "model",
+        "successes",
+        "steps",
+        f"nearest ({found['unit']})",
+        "plan steps/s",
+        "encode",
+        "rollout",
+        "objective",
+        "simulator",
+    ):
+        table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
+    for name, row in found["models"].items():
+        total = row["seconds"]["total"]
+        shares = [f"{row['seconds'][part] / total:.0%}" for part in ("encode", "rollout", "objective", "simulator")]
+        successes = str(wilson(row["successes"], row["episodes"]))
+        pace = "–" if name == RANDOM else f"{row['plan_steps_per_s']:.2f}"
+        table.add_row(name, successes, f"{row['steps']:.1f}", f"{row['best_distance']:.2f}", pace, *shares)
+    return table
+
+
+def write_results(output: str, found: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, str]:
+    """``results.json``, ``episodes.parquet`` and each model's best and worst episode as video, below ``output``; where they are."""
+    rows = [{name: vars(e)[name] for name in _COLUMNS} | {f"seconds_{part}": s for part, s in e.parts.items()} for e in episodes]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({name: [row.get(name, 0.0) for row in rows] for name in names}), buffer)
+    files = {"results.json": json.dumps(found, indent=2).encode(), "episodes.parquet": buffer.getvalue()}
+    for model in found["models"]:
+        own = sorted((e for e in episodes if e.model == model), key=lambda e: (not e.success, e.steps, e.last_distance))
+        safe = re.sub(r"[^\w.+-]", "_", model)
+        files |= {f"videos/{safe}-best.mp4": film(own[0]), f"videos/{safe}-worst.mp4": film(own[-1])}
+    places = {name: storage.join(output, *name.split("/")) for name in files}
+    for name, data in files.items():
+        storage.write_bytes(places[name], data)
+    return places
+
+
+def film(episode: Episode) -> bytes:
+    """MP4: the episode on the left, its goal on the right; the last frame stays for a second."""
+    frames = [*episode.frames, *[episode.frames[-1]] * int(_FPS)]
+    line = np.full((_SCALE * len(episode.goal), _LINE, 3), 255, np.uint8)
+    return encode_mp4(np.stack([np.concatenate([_large(frame), line, _large(episode.goal)], 1) for frame in frames]), _FPS)
+
+
+def _large(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return frame.repeat(_SCALE, 0).repeat(_SCALE, 1)
+
+
+def _of_model(episodes: Sequence[Episode]) -> dict[str, Any]:
+    share = wilson(sum(e.success for e in episodes), len(episodes))
+    seeds = sorted({e.seed for e in episodes})
+    rates = {seed: float(np.mean([e.success for e in episodes if e.seed == seed])) for seed in seeds}
+    over_seeds = bootstrap_interval(list(rates.values()))
+    total = sum(e.seconds for e in episodes)
+    steps = sum(e.steps for e in episodes)
+    named = {part: sum(e.parts.get(part, 0.0) for e in episodes) for part in ("encode", "rollout", "objective", "simulator")}
+    return {
+        "episodes": share.of,
+        "successes": share.hits,
+        "rate": share.hits / share.of,
+        "low": share.low,
+        "high": share.high,
+        "rate_by_seed": {str(seed): rate for seed, rate in rates.items()},
+        "seeds_low": over_seeds.low if len(seeds) > 1 else None,
+        "seeds_high": over_seeds.high if len(seeds) > 1 else None,
+        "steps": steps / len(episodes),
+        "best_distance": float(np.mean([e.best_distance for e in episodes])),
+        "last_distance": float(np.mean([e.last_distance for e in episodes])),
+        "seconds": {"total": total} | named,
+        "plan_steps_per_s": steps / max(total - named["simulator"], 1e-9),
+    }
+
+
+def _pairs(episodes: Sequence[Episode], setup: Setup) -> list[dict[str, Any]]:
+    """Every two models' difference in success rate; empty for a single episode, which allows no test."""
+    results: dict[str, dict[int, float]] = {name: {} for name in setup.models}
+    for episode in episodes:
+        place = setup.request.seeds.index(episode.seed) * setup.request.episodes + episode.number
+        results[episode.model][place] = float(episode.success)
+    if len(results[RANDOM]) < 2:
+        return []
+    table = compare_arms(results, RANDOM, "higher")
+    ordered = [(a, b) for a, b in table.tests if setup.models.index(a) < setup.models.index(b)]
+    return [
+        {"a": a, "b": b, "difference": t.difference, "low": _finite(t.interval.low), "high": _finite(t.interval.high)}
+        | {"p": t.p, "adjusted_p": t.adjusted, "test": t.method}
+        for (a, b), t in ((pair, table.tests[pair]) for pair in ordered)
+    ]
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if np.isfinite(value) else None
