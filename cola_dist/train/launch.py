@@ -147,11 +147,25 @@ def demand(config: RunConfig) -> tuple[float, int]:
     return cpus, train.workers + encoders if train.gpus else 0
 
 
+def _bundles(config: RunConfig) -> list[dict[str, float]]:
+    """`demand`, as what has to lie on one node each."""
+    train, gpu = config.train, {"GPU": 1.0} if config.train.gpus else {}
+    encoders = config.data.latent_workers if config.data.latents else 0
+    workers = [{"CPU": train.cpus_per_worker} | gpu] * train.workers
+    return [*workers, *[{"CPU": config.data.reader_cpus}] * _READERS_AT_LEAST, *[{"CPU": ENCODER_CPUS} | gpu] * encoders]
+
+
 def connect(config: RunConfig, debug: bool, times: int = 1) -> None:
-    """Join a cluster, or start one, in which ``times`` runs such as ``config`` fit at once. Raises ``UserError`` where they do not."""
+    """Join a cluster, or start one, in which ``times`` runs such as ``config`` fit at once. Raises ``UserError`` where they do not.
+
+    A cluster that has too little is waited for as `runtime.make_room` says.
+    """
     train, (cpus, gpus) = config.train, demand(config)
     runtime.connect(times * cpus, debug)
     have = ray.cluster_resources()
+    if have.get("CPU", 0) < times * cpus or have.get("GPU", 0) < times * gpus:
+        runtime.make_room(times * _bundles(config))
+        have = ray.cluster_resources()
     encoders = config.data.latent_workers if config.data.latents else 0
     runs, each = (f"{times} such runs at once need", " per run") if times > 1 else ("this run needs", "")
     if have.get("CPU", 0) < times * cpus:
