@@ -22,8 +22,8 @@ if [[ -n ${COLA_VENV:-} ]]; then
 fi
 cd "$folder"
 
-# One token for this cluster alone, in a file that only its owner reads; nodes of others share the network.
-secrets=$(mktemp -d "${COLA_SECRETS:-$folder}/.cola-$SLURM_JOB_ID-XXXXXX")
+# One token for this cluster alone, in a file that only its owner reads and that all nodes see: others share the network.
+secrets=$(mktemp -d "${COLA_SECRETS:-$HOME}/.cola-$SLURM_JOB_ID-XXXXXX")
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$secrets/token
 (umask 077 && python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$RAY_AUTH_TOKEN_PATH")
 export RAY_USAGE_STATS_ENABLED=0 RAY_JOB_STOP_WAIT_TIME_S=150
@@ -38,6 +38,7 @@ cpus=${SLURM_CPUS_PER_TASK:-1}
 gpus=${SLURM_GPUS_ON_NODE:-0}
 
 steps=()
+# shellcheck disable=SC2329 # the traps below call it
 finish() {
     trap - EXIT TERM INT
     # srun passes SIGTERM on; `ray start --block` then ends what it has started.
@@ -47,7 +48,9 @@ finish() {
     wait "${steps[@]}" 2>/dev/null || true
     rm -rf "$secrets"
 }
+# shellcheck disable=SC2329
 stop() {
+    stopped=1
     ray job stop --address "http://127.0.0.1:$dashboard" "$job" || true
 }
 trap finish EXIT
@@ -60,7 +63,7 @@ srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
 steps+=($!)
 
 address=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
-until ray health-check --address "$address:$port" >/dev/null 2>&1; do
+until ray status --address "$address:$port" >/dev/null 2>&1; do
     kill -0 "${steps[0]}" || exit 1
     sleep 2
 done
@@ -73,17 +76,17 @@ done
 
 # The job waits for nodes that are still starting.
 export COLA_CLUSTER_PATIENCE_S=600
-status=0
 until ray job list --address "http://127.0.0.1:$dashboard" >/dev/null 2>&1; do
     kill -0 "${steps[0]}" || exit 1
     sleep 2
 done
-# In the background, because bash hears a signal only between commands; `wait` is one that it interrupts.
+# In the background, because bash hears a signal only between commands; `wait` is one that a signal interrupts.
 ray job submit --address "http://127.0.0.1:$dashboard" --submission-id "$job" -- \
     python "$folder/jobs/${COLA_JOB:-cotrain}.py" "$@" &
 submitted=$!
-while kill -0 "$submitted" 2>/dev/null; do
-    status=0
+while true; do
+    stopped="" status=0
     wait "$submitted" || status=$?
+    [[ -n $stopped ]] || break
 done
 exit "$status"
