@@ -15,5 +15,6 @@ export RAY_gcs_rpc_server_reconnect_timeout_s=5
 # Jobs wait so long for nodes that are not there yet.
 export COLA_CLUSTER_PATIENCE_S=${COLA_CLUSTER_PATIENCE_S:-300}
 
-exec ray start --head --block --node-ip-address "${address%:*}" --port "${address#*:}" --num-cpus 0 --num-gpus 0 \
+port=${address#*:}
+exec ray start --head --block --node-ip-address "${address%:*}" --port "$port" --ray-client-server-port "$((port + 1))" --num-cpus 0 --num-gpus 0 \
     --autoscaling-config "$config" --dashboard-host 127.0.0.1 --dashboard-port "${DASHBOARD_PORT:-8265}" "${@:2}"

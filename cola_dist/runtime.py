@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -46,8 +47,10 @@ def make_room(bundles: Sequence[Mapping[str, float]]) -> None:
     try:
         patience = float(text)
     except ValueError:
-        raise UserError(f"{_PATIENCE} is {text!r}: it must be a number of seconds") from None
-    if not patience > 0:
+        patience = math.nan
+    if not 0 <= patience < math.inf:
+        raise UserError(f"{_PATIENCE}: not a number of seconds; write 1800, not {text!r}")
+    if patience == 0:
         return
     _log.warning("waiting up to %g s for the cluster to grow (%s)", patience, _PATIENCE)
     deadline = time.monotonic() + patience

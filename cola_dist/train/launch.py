@@ -34,6 +34,8 @@ from cola_dist.train.session import deliver_waiting, run_worker
 
 _REPORT_EVERY_S = 0.3
 _READERS_AT_LEAST = 1
+_ROUNDING = 1e-6
+"""Shares of CPUs do not add up exactly."""
 
 
 class RayWorker:
@@ -162,13 +164,13 @@ def connect(config: RunConfig, debug: bool, times: int = 1) -> None:
     """
     train, (cpus, gpus) = config.train, demand(config)
     runtime.connect(times * cpus, debug)
-    have = ray.cluster_resources()
-    if have.get("CPU", 0) < times * cpus or have.get("GPU", 0) < times * gpus:
+    have, least = ray.cluster_resources(), times * cpus - _ROUNDING
+    if have.get("CPU", 0) < least or have.get("GPU", 0) < times * gpus:
         runtime.make_room(times * _bundles(config))
         have = ray.cluster_resources()
     encoders = config.data.latent_workers if config.data.latents else 0
     runs, each = (f"{times} such runs at once need", " per run") if times > 1 else ("this run needs", "")
-    if have.get("CPU", 0) < times * cpus:
+    if have.get("CPU", 0) < least:
         raise UserError(
             f"the cluster has {have.get('CPU', 0):g} CPUs, {runs} {times * cpus:g} ({train.workers} workers of {train.cpus_per_worker:g}, "
             f"a reader of {config.data.reader_cpus:g} and {encoders} encoders of {ENCODER_CPUS:g} each{each}): "
