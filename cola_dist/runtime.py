@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+import time
+from collections.abc import Mapping, Sequence
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from cola_dist.errors import UserError
+
+_PATIENCE = "COLA_CLUSTER_PATIENCE_S"
+_LOOK_EVERY_S = 5.0
+
+_log = logging.getLogger("cola_dist.runtime")
 
 
 def connect(cpus: float, debug: bool) -> None:
@@ -24,3 +36,28 @@ def connect(cpus: float, debug: bool) -> None:
         log_to_driver=debug,
         logging_level=logging_level,
     )
+
+
+def make_room(bundles: Sequence[Mapping[str, float]]) -> None:
+    """Have a cluster with an autoscaler grow until ``bundles`` fit into it together, for at most ``COLA_CLUSTER_PATIENCE_S`` seconds.
+
+    Without that variable nothing is waited for: a cluster does not say whether it can grow. Raises ``UserError`` where it is no number.
+    """
+    text = os.environ.get(_PATIENCE, "") or "0"
+    try:
+        patience = float(text)
+    except ValueError:
+        patience = math.nan
+    if not 0 <= patience < math.inf:
+        raise UserError(f"{_PATIENCE}: not a number of seconds; write 1800, not {text!r}")
+    if patience == 0:
+        return
+    _log.warning("waiting up to %g s for the cluster to grow (%s)", patience, _PATIENCE)
+    deadline = time.monotonic() + patience
+    # A placement group is demand that ends with the driver; what ray.autoscaler.sdk.request_resources asks for stays, and keeps nodes alive.
+    group = placement_group([dict(bundle) for bundle in bundles])
+    try:
+        while not group.wait(_LOOK_EVERY_S) and time.monotonic() < deadline:
+            pass
+    finally:
+        remove_placement_group(group)

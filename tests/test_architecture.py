@@ -59,7 +59,7 @@ LAZY = {"diffusers", "mlflow"}
 BARE_ROOMS = ("models", "methods", "diagnostics")
 BARE_FORBIDDEN = {"ray", "deepspeed", "mlflow", "boto3", "botocore", "diffusers"}
 FILE_LINES, FUNCTION_LINES, JOB_LINES = 400, 60, 99
-FILES = {"pyproject.toml", "README.md", "LICENSE", "Makefile", "CONTRIBUTING.md", ".gitignore"}
+FILES = {"pyproject.toml", "README.md", "LICENSE", "Makefile", "CONTRIBUTING.md", "SECURITY.md", ".gitignore"}
 TOP_LEVEL = FILES | {"cola_dist", "cluster", "jobs", "tests", ".ci"}
 
 

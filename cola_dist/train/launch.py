@@ -34,6 +34,8 @@ from cola_dist.train.session import deliver_waiting, run_worker
 
 _REPORT_EVERY_S = 0.3
 _READERS_AT_LEAST = 1
+_ROUNDING = 1e-6
+"""Shares of CPUs do not add up exactly."""
 
 
 class RayWorker:
@@ -147,14 +149,28 @@ def demand(config: RunConfig) -> tuple[float, int]:
     return cpus, train.workers + encoders if train.gpus else 0
 
 
+def _bundles(config: RunConfig) -> list[dict[str, float]]:
+    """`demand`, as what has to lie on one node each."""
+    train, gpu = config.train, {"GPU": 1.0} if config.train.gpus else {}
+    encoders = config.data.latent_workers if config.data.latents else 0
+    workers = [{"CPU": train.cpus_per_worker} | gpu] * train.workers
+    return [*workers, *[{"CPU": config.data.reader_cpus}] * _READERS_AT_LEAST, *[{"CPU": ENCODER_CPUS} | gpu] * encoders]
+
+
 def connect(config: RunConfig, debug: bool, times: int = 1) -> None:
-    """Join a cluster, or start one, in which ``times`` runs such as ``config`` fit at once. Raises ``UserError`` where they do not."""
+    """Join a cluster, or start one, in which ``times`` runs such as ``config`` fit at once. Raises ``UserError`` where they do not.
+
+    A cluster that has too little is waited for as `runtime.make_room` says.
+    """
     train, (cpus, gpus) = config.train, demand(config)
     runtime.connect(times * cpus, debug)
-    have = ray.cluster_resources()
+    have, least = ray.cluster_resources(), times * cpus - _ROUNDING
+    if have.get("CPU", 0) < least or have.get("GPU", 0) < times * gpus:
+        runtime.make_room(times * _bundles(config))
+        have = ray.cluster_resources()
     encoders = config.data.latent_workers if config.data.latents else 0
     runs, each = (f"{times} such runs at once need", " per run") if times > 1 else ("this run needs", "")
-    if have.get("CPU", 0) < times * cpus:
+    if have.get("CPU", 0) < least:
         raise UserError(
             f"the cluster has {have.get('CPU', 0):g} CPUs, {runs} {times * cpus:g} ({train.workers} workers of {train.cpus_per_worker:g}, "
             f"a reader of {config.data.reader_cpus:g} and {encoders} encoders of {ENCODER_CPUS:g} each{each}): "
