@@ -11,12 +11,18 @@ import torch
 
 from cola_dist.checks import check
 from cola_dist.config import RunConfig
+from cola_dist.data.labels import labels_of
 from cola_dist.data.stream import open_reader
 from cola_dist.errors import UserError
+from cola_dist.evaluation import adapted
+from cola_dist.evaluation.rollout import generate
+from cola_dist.methods.adapt import Adapt
+from cola_dist.models.adapter import ActionAdapter
 from cola_dist.planning.adapter import load_adapted
 from cola_dist.train.adaptation import measured, parse_adapt, sized, started
 from cola_dist.train.checkpoint import Checkpoint, latest
 from cola_dist.train.job import preflight
+from cola_dist.train.observer import to_clips
 from cola_dist.train.series import curve, series_table
 from cola_dist.train.trace import read_trace
 from tests.toy import write_folder
@@ -90,15 +96,9 @@ def test_an_adaptation_looks_at_real_actions_and_leaves_the_lam(toys: Path, conf
     checkpoint = Checkpoint(latest(str(plain)) or "")
     assert checkpoint.position.frozen["lam"]["uri"] == config.adapt.start
     assert not list(checkpoint.weights("lam"))
-    scale = measured(open_reader(config.data, 0, labels=config_labels(config)))
+    scale = measured(open_reader(config.data, 0, labels=labels_of(config)))
     assert torch.equal(checkpoint.buffers["adapter.action_mean"], scale["adapter.action_mean"])
     assert checkpoint.buffers["adapter.action_std"].tolist() != [1, 1]
-
-
-def config_labels(config: RunConfig):  # type: ignore[no-untyped-def]
-    from cola_dist.data.labels import labels_of
-
-    return labels_of(config)
 
 
 def test_stopping_and_resuming_gives_the_same_curve(toys: Path, config: RunConfig, plain: Path) -> None:
@@ -120,15 +120,9 @@ def test_workers_and_zero_stages_give_one_curve(toys: Path, config: RunConfig, p
 def test_a_planner_gets_what_the_last_look_measured(toys: Path, config: RunConfig, quantise: bool) -> None:
     run = toys / "runs" / f"export-{quantise}"
     run_local(replace(config, adapt=replace(config.adapt, quantise=quantise)), run)
-    from cola_dist.evaluation import adapted
-    from cola_dist.evaluation.rollout import generate
-    from cola_dist.methods.adapt import Adapt
-    from cola_dist.models.adapter import ActionAdapter
-    from cola_dist.train.observer import to_clips
-
     method, adapter = load_adapted(str(run), torch.device("cpu"))
     assert isinstance(method, Adapt)
-    reader = open_reader(config.data, config.train.seed, "heldout", labels=config_labels(config))
+    reader = open_reader(config.data, config.train.seed, "heldout", labels=labels_of(config))
     parts = [to_clips(reader.read_many(range(first, first + 4))) for first in (0, 4)]
     sums = [adapted.psnr_sums(method, part) for part in parts]
     figures = adapted.figures({name: sums[0][name] + sums[1][name] for name in sums[0]})
