@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from cola_dist.config import AUTOENCODERS, BottleneckConfig, RunConfig, fsq_levels
+from cola_dist.config import AUTOENCODERS, AdaptConfig, BottleneckConfig, RunConfig, fsq_levels
 from cola_dist.errors import UserError
 
 _PLACING = ("init", "reset_every")
@@ -40,7 +40,7 @@ def _data_problems(c: RunConfig) -> Iterator[str]:
         for uri, weight in mixture.items():
             if not 0 < weight < math.inf:
                 yield f"{name} weight of {uri} is {weight}: it must be positive"
-    last = c.lam_phase.steps + c.warmup.steps + c.joint.steps
+    last = c.lam_phase.steps + c.warmup.steps + c.joint.steps + c.adapt.steps
     for step in c.data.stages:
         if not 0 < step < last:
             yield f"data.stages[{step}] must begin after step 0 and before the run's last step {last}"
@@ -153,6 +153,13 @@ def _training_problems(c: RunConfig) -> Iterator[str]:
 
 def _phase_problems(c: RunConfig) -> Iterator[str]:
     planned = {"lam_phase": c.lam_phase, "warmup": c.warmup, "joint": c.joint}
+    if c.method == "adapt":
+        yield from _adapt_problems(c.adapt)
+        if any(phase.steps for phase in planned.values()):
+            yield "adaptation has one phase, adapt: set lam_phase.steps, warmup.steps and joint.steps to 0"
+        return
+    if c.adapt.steps:
+        yield f"adapt.steps is {c.adapt.steps}: method {c.method} has no such phase, set it to 0 or use jobs/adapt.py"
     if min(phase.steps for phase in planned.values()) < 0 or not any(phase.steps for phase in planned.values()):
         yield "lam_phase.steps, warmup.steps and joint.steps: none may be negative, and at least one phase must have steps"
     for name, phase in planned.items():
@@ -175,6 +182,19 @@ def _phase_problems(c: RunConfig) -> Iterator[str]:
     if not c.objective.generator_teaches_lam and not c.objective.forward_weight > 0:
         yield "objective.generator_teaches_lam is false: set objective.forward_weight above 0, or nothing teaches the LAM"
     yield from _rule_problems(c)
+
+
+def _adapt_problems(a: AdaptConfig) -> Iterator[str]:
+    if a.steps < 1 or not a.lr_adapter > 0:
+        yield "adapt.steps must be at least 1, adapt.lr_adapter positive: the adapter starts from random weights"
+    if min(a.lr_lam, a.lr_conditioning, a.lr_world) < 0:
+        yield "adapt: learning rates must not be negative; 0 freezes a role"
+    if not 0 < a.share_of_episodes <= 1:
+        yield f"adapt.share_of_episodes is {a.share_of_episodes}: it must be above 0 and at most 1, which is all of them"
+    if a.width < 1 or a.match_weight < 0 or min(a.action_dim, a.state_dim) < 0:
+        yield "adapt: width must be at least 1, match_weight, action_dim and state_dim not negative"
+    if a.state_dim and not a.use_state:
+        yield f"adapt.state_dim is {a.state_dim}: the adapter is given no state without --adapt.use-state True"
 
 
 def _rule_problems(c: RunConfig) -> Iterator[str]:

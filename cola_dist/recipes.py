@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from cola_dist.arms import ARMS
 from cola_dist.config import (
+    AdaptConfig,
     AutoencoderConfig,
     BottleneckConfig,
     ConditioningConfig,
@@ -53,6 +54,7 @@ def tiny() -> RunConfig:
         lam_phase=PhaseConfig(steps=0),
         warmup=WarmupConfig(steps=400, lr_lam=2e-3, lr_conditioning=2e-3),
         joint=JointConfig(steps=700, lr_lam=2e-3, lr_conditioning=2e-3, lr_world=1e-3),
+        adapt=AdaptConfig(steps=0),
         optim=OptimConfig(),
         train=TrainConfig(cpus_per_worker=0.5, precision="fp32"),
         diagnostics=DiagnosticsConfig(every=200, grace_steps=300, probe_clips=1024),
@@ -73,6 +75,21 @@ def tiny_pretrain() -> RunConfig:
         optim=replace(base.optim, decay="cosine", lr_warmup_steps=100),
         train=replace(base.train, checkpoint_every=200),
         diagnostics=replace(base.diagnostics, every=200, probe_clips=0),
+    )
+
+
+def tiny_adapt() -> RunConfig:
+    """From the real actions of `tiny`'s robot to its latent actions. Needs a run of `tiny`: ``jobs/adapt.py RUN``."""
+    base = tiny()
+    return replace(
+        base,
+        recipe="tiny-adapt",
+        method="adapt",
+        data=replace(base.data, mixture={"embedded:robot": 1.0}),
+        warmup=WarmupConfig(steps=0),
+        joint=JointConfig(steps=0),
+        adapt=AdaptConfig(steps=300, lr_adapter=2e-3, lr_conditioning=5e-4, lr_world=2e-4),
+        diagnostics=replace(base.diagnostics, every=100, grace_steps=0, probe_clips=0),
     )
 
 
@@ -105,6 +122,21 @@ def small_pretrain() -> RunConfig:
         joint=JointConfig(steps=50_000, lr_world=3e-4),
         optim=replace(base.optim, decay="cosine"),
         diagnostics=replace(base.diagnostics, probe_clips=0),
+    )
+
+
+def small_adapt() -> RunConfig:
+    """The paper's 3,000 steps for a run of `small`, or of a larger one on as many GPUs: ``jobs/adapt.py RUN small-adapt --data.mixture … 1``."""
+    base = small()
+    return replace(
+        base,
+        recipe="small-adapt",
+        method="adapt",
+        data=replace(base.data, mixture={"embedded:robot": 1.0}),
+        warmup=WarmupConfig(steps=0),
+        joint=JointConfig(steps=0),
+        adapt=AdaptConfig(steps=3_000, lr_conditioning=7.5e-5, lr_world=7.5e-5),
+        diagnostics=replace(base.diagnostics, grace_steps=0, probe_clips=0),
     )
 
 
@@ -177,7 +209,7 @@ def svd() -> RunConfig:
 
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
-    recipe().recipe: recipe for recipe in (tiny, small, tiny_pretrain, small_pretrain, opensora, wan, cosmos, svd)
+    recipe().recipe: recipe for recipe in (tiny, small, tiny_pretrain, small_pretrain, tiny_adapt, small_adapt, opensora, wan, cosmos, svd)
 }
 
 

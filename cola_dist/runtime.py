@@ -20,7 +20,12 @@ _log = logging.getLogger("cola_dist.runtime")
 
 
 def connect(cpus: float, debug: bool) -> None:
-    """Join the cluster that ``RAY_ADDRESS`` names (``ray job submit`` sets it), or start one in this machine that offers at least ``cpus``."""
+    """Join the cluster that ``RAY_ADDRESS`` names (``ray job submit`` sets it), or start one in this machine that offers at least ``cpus``.
+
+    A process that has joined one stays with it.
+    """
+    if ray.is_initialized():
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=debug)

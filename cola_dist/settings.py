@@ -37,6 +37,7 @@ _IDENTITY = (
     "lam_phase",
     "warmup",
     "joint",
+    "adapt",
     "train.seed",
 )
 _FREE = (
@@ -53,6 +54,7 @@ _FREE = (
     "optim.micro_batch",
     "autoencoder.images_at_once",
     "joint.steps",
+    "adapt.steps",
     "joint.guard",
     "joint.guard_after",
     "joint.guard_returns",
@@ -144,7 +146,7 @@ def differences(saved: RunConfig, wanted: RunConfig, step: int) -> list[str]:
     for values in (old, new):
         values["data.stages"] = {begin: mixture for begin, mixture in sorted(values["data.stages"].items()) if begin < step}
     # A cosine's whole course depends on where it ends.
-    free = set(_FREE) - ({"joint.steps"} if saved.optim.decay == "cosine" else set())
+    free = set(_FREE) - ({"joint.steps", "adapt.steps"} if saved.optim.decay == "cosine" else set())
     names = [n for n in old if n not in free and any(n == prefix or n.startswith(prefix + ".") for prefix in _IDENTITY)]
     shown = {"data.stages": f"data.stages before step {step}, where the newest checkpoint stands"}
     return [f"{shown.get(n, n)}: {old[n]!r} in the run, {new[n]!r} asked for" for n in names if _in_order(old[n]) != _in_order(new[n])]

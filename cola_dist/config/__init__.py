@@ -17,6 +17,7 @@ from cola_dist.config.models import (
     fsq_levels,
 )
 from cola_dist.config.run import (
+    AdaptConfig,
     DiagnosticsConfig,
     JointConfig,
     ObjectiveConfig,
@@ -30,6 +31,7 @@ from cola_dist.config.run import (
 
 __all__ = [
     "AUTOENCODERS",
+    "AdaptConfig",
     "AutoencoderConfig",
     "BottleneckConfig",
     "ConditioningConfig",

@@ -69,6 +69,36 @@ class JointConfig(PhaseConfig):
 
 
 @dataclass(frozen=True)
+class AdaptConfig(PhaseConfig):
+    """Adaptation to a robot's real actions, a run of its own after co-training: an adapter from actions to latent actions, and the generator with it
+    (paper: a 2-layer MLP, 3,000 steps)."""
+
+    lr_lam: float = 0.0
+    """Peak learning rate of the LAM; 0 = it stays as it is. Above 0 it goes on learning by the co-training loss, which costs a second pass of the
+    generator."""
+    lr_adapter: float = 1e-3
+    """Peak learning rate of the adapter (open)."""
+    start: str = ""
+    """Folder of a finished run of jobs/cotrain.py, or of its export. Weights and settings of LAM, conditioning and generator come from there."""
+    kind: Literal["mlp", "linear"] = "mlp"
+    """mlp: two layers (paper). linear: one."""
+    width: int = 256
+    """mlp: units of the hidden layer (open)."""
+    quantise: bool = False
+    """Give the generator the LAM's code next to each token of the adapter, instead of the token itself (open). Without codes it changes nothing."""
+    match_weight: float = 1.0
+    """Weight of the mean squared distance between the adapter's tokens and the latent actions that the LAM infers from the same clip (open)."""
+    use_state: bool = False
+    """Give the adapter the robot's state beside the action that it precedes."""
+    share_of_episodes: float = 1.0
+    """Share of each source's training episodes that may be used; chosen by ``train.seed``, a smaller share being part of every larger one."""
+    action_dim: int = 0
+    """A, numbers of an action; 0 = as many as the sources' actions have, filled in when the run begins."""
+    state_dim: int = 0
+    """S, numbers of a state, likewise; 0 without ``use_state``."""
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """The optimizer, common to all phases."""
 
@@ -170,7 +200,7 @@ class RunConfig:
     """Name of the recipe that this configuration was copied from."""
     output: str
     """Folder for runs, local or ``s3://…``; each run gets a folder of its own inside."""
-    method: Literal["cotrain", "pretrain"]
+    method: Literal["cotrain", "pretrain", "adapt"]
     data: DataConfig
     lam: LamConfig
     conditioning: ConditioningConfig
@@ -184,6 +214,8 @@ class RunConfig:
     """Generator frozen, its gradients teach the LAM."""
     joint: JointConfig
     """Both train."""
+    adapt: AdaptConfig
+    """Of method adapt the only phase; 0 steps elsewhere."""
     optim: OptimConfig
     train: TrainConfig
     diagnostics: DiagnosticsConfig

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,21 +18,13 @@ import ray
 import ray.data
 from ray.data.block import BlockAccessor, BlockMetadata
 
-from cola_dist import storage
-from cola_dist.config import DataConfig
 from cola_dist.data import order as orders
-from cola_dist.data.cache import EpisodeCache
-from cola_dist.data.decode import CorruptClip, Crop, decode_clip, to_clip
-from cola_dist.data.disk_cache import DiskCache
 from cola_dist.data.latents import ENCODER_CPUS, EncodeLatents, Encoder
-from cola_dist.data.memory import Recycler
-from cola_dist.data.shards import CorruptMember, Episode, ShardFolder, open_folder, read_member
+from cola_dist.data.reader import SKIP_REASONS, Batch, Clip, ClipReader, open_reader
 from cola_dist.errors import UserError
 
-MAX_ATTEMPTS = 16
-SKIP_REASONS = ("checksum", "undecodable")
-"""Why a clip is skipped: its bytes are not those that were packed, or they were packed but do not decode."""
-_RATE_TOLERANCE = 1.25
+__all__ = ["SKIP_REASONS", "Batch", "Clip", "ClipReader", "StreamPlan", "batches", "dataset", "open_reader"]
+
 _READS_IN_TRANSIT = 2
 """Reads per rank that Ray Data itself holds back: each of its iterators is one block behind, its splitter one per rank."""
 _BLOCKS_PER_TASK = 16
@@ -42,179 +33,6 @@ starts too."""
 _READERS_PER_SPARE = 4
 """Where several readers work, so many of them share one more read task than they have cores: Ray Data takes 0.15 s to follow a task by the next one,
 a read takes about a second, and the cores would stand idle meanwhile."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Clips of one rank for one step: ``video`` uint8 [B, T, 3, H, W], ``position`` and ``source`` int64 [B].
-
-    ``sample`` [B] names each clip, ``source/episode@start``. ``skipped`` [B] holds, where unreadable clips of the same source were replaced, one
-    line for each: reason, file and what is wrong. ``cost`` float64 [B, 3] is what each clip took: bytes fetched, seconds of fetching them, seconds
-    of decoding. ``failed`` [B] is empty, or says why the whole batch could not be read. ``latents`` float32 [B, L, C, h, w] is there where the
-    stream encodes them.
-    """
-
-    video: np.ndarray
-    position: np.ndarray
-    source: np.ndarray
-    sample: np.ndarray
-    skipped: np.ndarray
-    cost: np.ndarray
-    failed: np.ndarray
-    latents: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One row of a batch, besides its video."""
-
-    source: int
-    sample: str
-    skipped: str
-    cost: tuple[float, float, float]
-
-
-class ClipReader:
-    """Reads the clips that an order names. Picklable: it travels to Ray Data tasks."""
-
-    def __init__(
-        self, folders: tuple[ShardFolder, ...], config: DataConfig, seed: int, split: str, global_batch: int | None = None
-    ) -> None:
-        """``folders`` in the order of ``_uris``; the rest as for ``open_reader``.
-
-        Raises ``UserError`` if a folder has no episode of the split that is long enough, or two folders share a name.
-        """
-        self.folders, self.config, self.split = folders, config, split
-        self.episodes: tuple[tuple[Episode, ...], ...] = tuple(folder.split(split) for folder in folders)
-        self._open_caches()
-        uris = _uris(config, split)
-        sources = [
-            orders.Source(folder.source, config.mixture.get(uri, 0.0), tuple(_span(e, config) for e in episodes), folder.content_hash)
-            for folder, uri, episodes in zip(folders, uris, self.episodes, strict=True)
-        ]
-        names = [s.name for s in sources]
-        if len(set(names)) < len(names):
-            raise UserError(
-                f"data.mixture: two shard folders are both named {max(names, key=names.count)!r}: pack one of them again with another --source"
-            )
-        stages = {}
-        if split == "train" and config.stages:
-            if global_batch is None:
-                raise ValueError("data.stages are given by step: global_batch is needed to tell their positions")
-            name_of = dict(zip(uris, names, strict=True))
-            stages = {
-                step * global_batch: {name_of[uri]: weight for uri, weight in mixture.items()} for step, mixture in config.stages.items()
-            }
-        try:
-            self.order = orders.Order(sources, config.frames, config.mixture_block, seed, stages, config.temperature)
-        except ValueError as error:
-            raise UserError(f"data ({split} split): {error}") from error
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What a process has decoded and counted stays with it: the reader travels to others.
-        return {name: value for name, value in vars(self).items() if name not in ("_cache", "_disk", "_memory", "_fetched")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._open_caches()
-        storage.trust_endpoints()
-
-    def _open_caches(self) -> None:
-        self._cache = EpisodeCache(self.config.decoded_cache_bytes)
-        self._disk = DiskCache(self.config.disk_cache, self.config.disk_cache_bytes) if self.config.disk_cache else None
-        self._memory = Recycler()
-        self._fetched = [0.0, 0.0]
-
-    def decode(self, ref: orders.ClipRef, crop: Crop, into: np.ndarray | None = None) -> np.ndarray:
-        """The clip that ``ref`` names, uint8 [T, 3, H, W], written to ``into`` where it is given. Raises ``CorruptMember`` or ``CorruptClip``."""
-        episode = self.episodes[ref.source][ref.episode]
-        frames, resolution = self.config.frames, self.config.resolution
-        kept = self._cache.frames((ref.source, ref.episode), episode.frames, lambda: self._video(ref))
-        if kept is not None:
-            return to_clip(kept[ref.start : ref.start + (frames - 1) * ref.stride + 1 : ref.stride], resolution, crop, into)
-        return decode_clip(self._video(ref), ref.start, frames, ref.stride, resolution, crop, into)
-
-    def read(self, position: int, into: np.ndarray) -> Clip:
-        """Write the clip at a position to ``into``, uint8 [T, 3, H, W]. What it is, and of unreadable ones that it replaces a line each."""
-        skipped: list[str] = []
-        self._fetched, began = [0.0, 0.0], time.perf_counter()
-        for attempt in range(MAX_ATTEMPTS):
-            ref = self.order.clip(position, attempt)
-            folder, episode = self.folders[ref.source], self.episodes[ref.source][ref.episode]
-            crop = orders.crop_of(ref.key, self.config.crop_scale) if self.config.random_crop and self.split == "train" else None
-            try:
-                self.decode(ref, crop, into)
-            except (CorruptMember, CorruptClip) as error:
-                reason = SKIP_REASONS[isinstance(error, CorruptClip)]
-                skipped.append(f"{reason}: {folder.source}/{episode.shard}:{episode.key}.mp4: {error}")
-                continue
-            read_bytes, seconds = self._fetched
-            cost = (read_bytes, seconds, time.perf_counter() - began - seconds)
-            return Clip(ref.source, f"{folder.source}/{episode.key}@{ref.start}", "\n".join(skipped), cost)
-        raise UserError(
-            f"{MAX_ATTEMPTS} clips in a row could not be read for position {position}, the last: {skipped[-1]}: "
-            f"find the damage with `python jobs/data.py lint {folder.uri}` and pack it again"
-        )
-
-    def read_many(self, positions: Iterable[int]) -> Batch:
-        """Clips at the given positions as one batch. Its memory is used again once nobody holds any of it."""
-        positions = list(positions)
-        shape = (self.config.frames, 3, self.config.resolution, self.config.resolution)
-        video = self._memory.take((len(positions), *shape))
-        clips = [self.read(position, place) for position, place in zip(positions, video, strict=True)]
-        return Batch(
-            video=video,
-            position=np.array(positions, dtype=np.int64),
-            source=np.array([clip.source for clip in clips], dtype=np.int64),
-            sample=np.array([clip.sample for clip in clips], dtype=object),
-            skipped=np.array([clip.skipped for clip in clips], dtype=object),
-            cost=np.array([clip.cost for clip in clips]),
-            failed=np.array([""] * len(clips), dtype=object),
-        )
-
-    def unread(self, positions: Iterable[int], reason: str) -> Batch:
-        """In place of a batch that could not be read at all: the reason, for whoever waits for the batch."""
-        positions = list(positions)
-        count, size = len(positions), self.config.resolution
-        names = np.array([""] * count, dtype=object)
-        return Batch(
-            video=np.zeros((count, self.config.frames, 3, size, size), np.uint8),
-            position=np.array(positions, dtype=np.int64),
-            source=np.zeros(count, np.int64),
-            sample=names,
-            skipped=names,
-            cost=np.zeros((count, 3)),
-            failed=np.array([reason] * count, dtype=object),
-        )
-
-    def _video(self, ref: orders.ClipRef) -> bytes:
-        """The episode's mp4, from the node's disk or from where the shards are."""
-        folder, episode = self.folders[ref.source], self.episodes[ref.source][ref.episode]
-        began = time.perf_counter()
-
-        def fetch() -> bytes:
-            data = read_member(folder, episode, "mp4")
-            self._fetched[0] += len(data)
-            return data
-
-        data = self._disk.get(episode.members["mp4"].sha256, fetch) if self._disk else fetch()
-        self._fetched[1] += time.perf_counter() - began
-        return data
-
-
-def open_reader(config: DataConfig, seed: int, split: str = "train", global_batch: int | None = None) -> ClipReader:
-    """Open every shard folder of the mixture and its stages. Raises ``UserError`` for what is missing, damaged or too short.
-
-    Stages hold for the split ``train`` and need ``global_batch``, clips per step, to place them. The split ``heldout`` is of the first mixture
-    alone, so that held-out clips are the same over the whole run.
-    """
-    return ClipReader(tuple(open_folder(uri) for uri in _uris(config, split)), config, seed, split, global_batch)
-
-
-def _uris(config: DataConfig, split: str) -> list[str]:
-    """Shard folders in order of first appearance, so that a later stage leaves the sources before it where they are."""
-    stages = [config.stages[step] for step in sorted(config.stages)] if split == "train" else []
-    return list(dict.fromkeys(itertools.chain(config.mixture, *stages)))
 
 
 @dataclass(frozen=True)
@@ -262,7 +80,7 @@ def dataset(
     # Ray Data joins the blocks of a task until they reach this size, and cuts those half as large again: just below one read's size it does neither.
     # No size suits clips both without their latents and with them. So with latents there is none, and a task makes a single block:
     # that costs about a millisecond per read before the first one starts.
-    block_bytes = steps * share * config.frames * 3 * config.resolution**2
+    block_bytes = steps * share * (config.frames * 3 * config.resolution**2 + reader.label_bytes)
     ray.data.DataContext.get_current().target_max_block_size = None if config.latents else int(0.9 * block_bytes)
     clips = ray.data.read_datasource(
         source,
@@ -381,12 +199,3 @@ def batches(iterator: ray.data.DataIterator, plan: StreamPlan, rank: int, prefet
         if reasons := set(batch.failed) - {""}:
             raise UserError(min(reasons))
         yield batch
-
-
-def _span(episode: Episode, config: DataConfig) -> orders.EpisodeSpan:
-    if episode.fps * _RATE_TOLERANCE < config.rate_hz:
-        raise UserError(
-            f"data.rate_hz is {config.rate_hz:g} but episode {episode.key!r} in {episode.shard} has {episode.fps:g} frames per second: "
-            f"lower data.rate_hz to {episode.fps:g}"
-        )
-    return orders.EpisodeSpan(episode.frames, max(1, round(episode.fps / config.rate_hz)))

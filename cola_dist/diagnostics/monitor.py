@@ -29,6 +29,8 @@ class Monitor:
             figures |= modulation_share(sums["modulation_action"], sums["modulation_base"])
         if "forward_error" in sums:
             figures["forward_error"] = float(sums["forward_error"] / sums["forward_count"])
+        if "match_error" in sums:
+            figures["match_error"] = float(sums["match_error"] / sums["match_count"])
         if "code_counts" in sums:
             figures |= code_usage(sums)
         if "z_count" in sums:

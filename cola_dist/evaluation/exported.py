@@ -23,11 +23,11 @@ def export_folder(uri: str) -> str:
 
 
 def read_run_config(uri: str) -> RunConfig:
-    """The configuration that an export (or the run that has it) was trained with, its generator being the exported one."""
+    """The configuration that an export (or the run that has it) was trained with, its models being the exported ones."""
     folder = export_folder(uri)
     where = storage.join(folder, "lam", "config.yaml")
     config = from_yaml(storage.read_bytes(where).decode(), where)
-    return replace(config, world=replace(config.world, pretrained=storage.join(folder, "world")))
+    return replace(config, world=replace(config.world, pretrained=storage.join(folder, "world")), adapt=replace(config.adapt, start=folder))
 
 
 def load_export(uri: str, device: torch.device, bf16: bool = False) -> CoTrain:
@@ -38,7 +38,9 @@ def load_export(uri: str, device: torch.device, bf16: bool = False) -> CoTrain:
         raise UserError(f"{folder} is of method {config.method}, which has no latent actions: give a run of jobs/cotrain.py")
     from safetensors.torch import load
 
-    for role in ("lam", "conditioning"):
+    for role in method.roles():
+        if role == "world":
+            continue
         where = storage.join(folder, role, "model.safetensors")
         try:
             method.get_submodule(role).load_state_dict(load(storage.read_bytes(where)))

@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 
 from cola_dist.config import AUTOENCODERS, RunConfig
+from cola_dist.methods.adapt import Adapt
 from cola_dist.methods.base import Clips, Method, StepOutput
 from cola_dist.methods.cotrain import CoTrain
 from cola_dist.methods.pretrain import Pretrain
 from cola_dist.methods.schedule import Course, Phase, Span, phases, uses_forward_model
+from cola_dist.models.adapter import ActionAdapter
 from cola_dist.models.autoencoder import Autoencoder
 from cola_dist.models.autoencoders import build_autoencoder
 from cola_dist.models.conditioning import ActionConditioning
 from cola_dist.models.forward import ForwardModel
 from cola_dist.models.lam import LatentActionModel
-from cola_dist.models.published import HERE, Place, without_weights
+from cola_dist.models.published import HERE, Place, load_role, without_weights
 from cola_dist.models.world import KINDS, WorldModel
 from cola_dist.models.world.base import compile_blocks
 
@@ -36,8 +38,10 @@ def build_world(config: RunConfig, place: Place = HERE) -> WorldModel:
 def build_method(config: RunConfig, bf16: bool, autoencoder: Autoencoder | None = None, place: Place = HERE) -> Method:
     """The method of ``config`` in fp32. What is loaded is at ``place``, all else on the CPU, drawn from ``config.train.seed`` alike on all ranks.
 
-    ``bf16`` turns on autocast inside ``forward`` and ``evaluate``. Raises `UserError` if a pretrained
-    generator or autoencoder does not fit. An ``autoencoder`` that is given takes the place of the one that would be loaded.
+    ``bf16`` turns on autocast inside ``forward`` and ``evaluate``. Of method adapt, LAM and conditioning are loaded from the export
+    ``config.adapt.start``. Raises `UserError` if a pretrained generator or autoencoder, or that export, does not fit.
+
+    An ``autoencoder`` that is given takes the place of the one that would be loaded.
     """
     autoencoder = autoencoder or build_autoencoder(config.autoencoder, bf16, place)
     with torch.random.fork_rng(devices=[]):
@@ -52,9 +56,15 @@ def build_method(config: RunConfig, bf16: bool, autoencoder: Autoencoder | None 
         )
         # Drawn last, so that the rest starts the same with and without it.
         lam.forward_model = ForwardModel(config.lam) if uses_forward_model(config) else None
+        adapt = config.adapt
+        adapter = ActionAdapter(adapt.kind, adapt.action_dim, adapt.state_dim, *actions, adapt.width) if config.method == "adapt" else None
     world.checkpointing = config.train.activation_checkpointing
     if config.train.compile:
         compile_blocks(world)
     if config.method == "pretrain":
         return Pretrain(config, bf16, autoencoder, world)
+    if adapter is not None:
+        for role, module in (("lam", lam), ("conditioning", conditioning)):
+            load_role(module, adapt.start, role, place)
+        return Adapt(config, bf16, autoencoder, lam, conditioning, world, adapter)
     return CoTrain(config, bf16, autoencoder, lam, conditioning, world)

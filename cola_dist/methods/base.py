@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -26,18 +28,21 @@ class Clips:
     """int64 ``[B]``, index of the source in the mixture."""
     latents: Tensor | None = None
     """fp32 ``[B, L, C, h, w]``, the autoencoder's latents of ``video``, where they were made beforehand."""
+    actions: Tensor | None = None
+    """fp32 ``[B, T-1, A]``, a robot's real actions in its own units, where the method needs them: row t leads from frame t to t + 1."""
+    state: Tensor | None = None
+    """fp32 ``[B, T, S]``, its state at each frame, where the method needs it."""
 
     def to(self, device: torch.device | str) -> Clips:
         """The same clips on ``device``."""
-        return Clips(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
+        return self._each(partial(Tensor.to, device=device, non_blocking=True))
 
     def split(self, size: int) -> list[Clips]:
         """The same clips in parts of ``size``; the last one may be smaller."""
-        return [Clips(*part) for part in zip(*(tensor.split(size) for tensor in self._tensors()), strict=True)]
+        return [self._each(itemgetter(slice(first, first + size))) for first in range(0, len(self), size)]
 
-    def _tensors(self) -> tuple[Tensor, ...]:
-        given = (self.video, self.position, self.source)
-        return given if self.latents is None else (*given, self.latents)
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Clips:
+        return replace(self, **{name: change(tensor) for name, tensor in vars(self).items() if tensor is not None})
 
     def __len__(self) -> int:
         return len(self.video)

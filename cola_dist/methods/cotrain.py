@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from cola_dist.config import RunConfig
@@ -79,18 +79,26 @@ class CoTrain(Method):
             # A LAM that is frozen stays as it is: no gradient, and no code is placed anew.
             with torch.set_grad_enabled(self._lam_trains and torch.is_grad_enabled()):
                 _, quantised = self.lam.infer(pixels, step, self._noise(clips)) if self._lam_trains else self.lam.infer(pixels)
-            terms = self._flow_terms(clips, quantised) if self._asks_generator else {}
+            terms = self._flow_terms(clips, self._taught(quantised)) if self._asks_generator else {}
             if self.lam.forward_model is not None and self._lam_trains:
                 predicted = self.lam.forward_model(pixels, quantised.actions)
                 error = functional.mse_loss(predicted.float(), pixels[:, 1:])
                 terms["forward_loss"] = (self.config.objective.forward_weight, error)
+        return self._output(terms, quantised, quantised.codes)
+
+    def _output(self, terms: Mapping[str, tuple[float, Tensor]], quantised: Quantised, codes: Tensor) -> StepOutput:
+        """The weighted sum of ``terms`` and, where the LAM trains, of the bottleneck's."""
         losses = [weight * value for weight, value in terms.values()]
         metrics = {name: value.detach() for name, (_, value) in terms.items()}
         if self._lam_trains:
             losses.append(quantised.loss)
             metrics |= self.lam.bottleneck.metrics(quantised)
         loss = torch.stack(losses).sum()
-        return StepOutput(loss, {"loss": loss.detach()} | metrics, quantised.codes)
+        return StepOutput(loss, {"loss": loss.detach()} | metrics, codes)
+
+    def _taught(self, quantised: Quantised) -> Tensor:
+        """Latent actions as the generator is given them: with a gradient to the LAM, or without."""
+        return quantised.actions if self.config.objective.generator_teaches_lam else quantised.actions.detach()
 
     def _noise(self, clips: Clips) -> Tensor | None:
         """What latent actions are sampled with, where the bottleneck samples them."""
@@ -99,12 +107,11 @@ class CoTrain(Method):
         shape = (clips.video.shape[1] - 1, self.config.lam.tokens, self.config.lam.bottleneck.dim)
         return Draws(self.config.train.seed, clips.position, clips.video.device).normal("latent", *shape)
 
-    def _flow_terms(self, clips: Clips, quantised: Quantised) -> dict[str, tuple[float, Tensor]]:
-        """Weight and value of each term that asks the generator."""
+    def _flow_terms(self, clips: Clips, actions: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """Weight and value of each term that asks the generator, given latent actions ``[B, T-1, N, D]``."""
         objective, flow = self.config.objective, self.config.flow
         draws = Draws(self.config.train.seed, clips.position, clips.video.device)
         x0 = self.latents(clips)
-        actions = quantised.actions if objective.generator_teaches_lam else quantised.actions.detach()
         dropped = draws.dropped(self.config.conditioning.dropout, actions.shape[1])
         eps = draws.normal("noise", *x0.shape[1:])
         tau, generated = frame_times(draws.flow_time(flow), draws.context(flow, x0.shape[1]), x0.shape[1])
@@ -117,6 +124,10 @@ class CoTrain(Method):
             other = flow_loss(self.world(x_tau, tau, modulation), x0, eps, generated, weight)
             terms["ranking_loss"] = (objective.ranking_weight, ranking_loss(own, other, objective.ranking_margin))
         return terms
+
+    def latent_actions(self, clips: Clips) -> tuple[Tensor, Quantised]:
+        """What stands for the clips' actions in every look at held-out clips: z ``[B, T-1, N, D]``, and what the generator is given of it."""
+        return self.lam.infer(to_pixels(clips.video))
 
     @torch.no_grad()
     def evaluate(self, clips: Clips) -> dict[str, Tensor]:
@@ -134,9 +145,9 @@ class CoTrain(Method):
         device = clips.video.device
         with self._autocast(device):
             pixels = to_pixels(clips.video)
-            z, quantised = self.lam.infer(pixels)
+            z, quantised = self.latent_actions(clips)
             sums = self._code_sums(z, quantised)
-            sums |= self._flow_sums(clips, quantised)
+            sums |= self._flow_sums(clips, quantised.actions)
             if self.lam.forward_model is not None:
                 error = (self.lam.forward_model(pixels, quantised.actions).float() - pixels[:, 1:]).square().mean((1, 2, 3, 4))
                 sums |= {
@@ -169,7 +180,7 @@ class CoTrain(Method):
         """
         with self._autocast(clips.video.device), torch.enable_grad():
             _, quantised = self.lam.infer(to_pixels(clips.video))
-            terms = self._flow_terms(clips, quantised)
+            terms = self._flow_terms(clips, self._taught(quantised))
         _, flow = terms["flow_loss"]
         reached = {
             "flow/lam": (flow, self.lam.idm.parameters()),
@@ -177,13 +188,7 @@ class CoTrain(Method):
             "flow/conditioning": (flow, self.conditioning.parameters()),
             "flow/world": (flow, self.world.parameters()),
         }
-        found = {}
-        for name, (loss, parameters) in reached.items():
-            trained = [parameter for parameter in parameters if parameter.requires_grad]
-            if trained and loss.requires_grad:
-                got = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
-                found[name] = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, got, strict=True)]
-        return found
+        return gradients_of(reached)
 
     def _code_sums(self, z: Tensor, quantised: Quantised) -> dict[str, Tensor]:
         rows = z.flatten(0, 2).double()
@@ -206,11 +211,11 @@ class CoTrain(Method):
         """Flow loss of each clip with its own, another clip's and the null actions and of a repeated context frame, ``[B, 4]`` fp32, mean over
         the two bins of tau that it is measured in. Needs at least two clips."""
         with self._autocast(clips.video.device):
-            _, quantised = self.lam.infer(to_pixels(clips.video))
-            halves = [torch.stack(list(losses.values()), 1) for _, losses, _ in self._paired_losses(clips, quantised)]
+            _, quantised = self.latent_actions(clips)
+            halves = [torch.stack(list(losses.values()), 1) for _, losses, _ in self._paired_losses(clips, quantised.actions)]
         return torch.stack(halves).mean(0)
 
-    def _flow_sums(self, clips: Clips, quantised: Quantised) -> dict[str, Tensor]:
+    def _flow_sums(self, clips: Clips, own: Tensor) -> dict[str, Tensor]:
         device = clips.video.device
         names = ("flow_count", "flow_own", "flow_shuffled", "flow_null", "flow_copy")
         sums = {name: torch.zeros(TAU_BINS, dtype=torch.float64, device=device) for name in names}
@@ -218,7 +223,7 @@ class CoTrain(Method):
         sums |= {name: torch.zeros(blocks, dtype=torch.float64, device=device) for name in ("modulation_action", "modulation_base")}
         if len(clips) < 2:
             return sums
-        for bins, losses, squares in self._paired_losses(clips, quantised):
+        for bins, losses, squares in self._paired_losses(clips, own):
             sums["flow_count"].index_add_(0, bins, torch.ones_like(bins, dtype=torch.float64))
             for name, loss in losses.items():
                 sums[name].index_add_(0, bins, loss.double())
@@ -226,12 +231,11 @@ class CoTrain(Method):
                 sums[name] += square / 2
         return sums
 
-    def _paired_losses(self, clips: Clips, quantised: Quantised) -> Iterator[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
+    def _paired_losses(self, clips: Clips, own: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
         """For each of the two bins ``[B]`` of tau in which a clip is measured: flow losses ``[B]`` by whose actions are given, and the squared
         modulation per block that the clip's actions and all else make."""
         x0 = self.latents(clips)
         eps = Draws(self.config.train.seed, clips.position, clips.video.device).normal("noise", *x0.shape[1:])
-        own = quantised.actions
         modulations = {
             "flow_own": self.conditioning(own),
             "flow_shuffled": self.conditioning(own[other_clip(clips.source)]),
@@ -246,6 +250,17 @@ class CoTrain(Method):
             losses["flow_copy"] = flow_loss(still_velocity(x_tau, x0, tau), x0, eps, generated)
             base = _square_by_block(self.world.base_modulation(tau) + modulations["flow_null"])
             yield bins, losses, {"modulation_action": action, "modulation_base": base}
+
+
+def gradients_of(reached: Mapping[str, tuple[Tensor, Iterable[nn.Parameter]]]) -> dict[str, list[Tensor]]:
+    """The gradient of each loss with respect to those of its parameters that train, where there are any. No weight's ``grad`` is touched."""
+    found = {}
+    for name, (loss, parameters) in reached.items():
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if trained and loss.requires_grad:
+            got = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+            found[name] = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, got, strict=True)]
+    return found
 
 
 def _square_by_block(modulation: Tensor) -> Tensor:

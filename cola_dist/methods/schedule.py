@@ -17,7 +17,7 @@ class Phase:
     """A span of steps with one set of training roles. Its end is a checkpoint boundary."""
 
     name: str
-    """``lam``, ``warmup``, ``joint`` or ``pretrain``; one that the guard returned to is ``warmup-2`` and so on."""
+    """``lam``, ``warmup``, ``joint``, ``pretrain`` or ``adapt``; one that the guard returned to is ``warmup-2`` and so on."""
     trains: tuple[str, ...]
     """Roles that train; the others are frozen."""
     lr: Mapping[str, float]
@@ -37,10 +37,13 @@ def phases(config: RunConfig) -> tuple[Phase, ...]:
     """The phases of ``config.method`` as planned, in order; those of 0 steps are left out.
 
     Co-training is ``config.lam_phase`` (the LAM with its own forward model), ``config.warmup`` with the generator frozen, then ``config.joint``.
-    Pretraining reads the length and ``lr_world`` of ``config.joint`` alone. A role trains where its learning rate is above 0.
+    Pretraining reads the length and ``lr_world`` of ``config.joint`` alone, adaptation ``config.adapt`` alone. A role trains where its learning
+    rate is above 0.
     """
     if config.method == "pretrain":
         planned: tuple[Phase, ...] = (Phase("pretrain", ("world",), {"world": config.joint.lr_world}, config.joint.steps),)
+    elif config.method == "adapt":
+        planned = (_phase("adapt", config.adapt, {"adapter": config.adapt.lr_adapter}),)
     else:
         planned = (
             Phase("lam", ("lam",), {"lam": config.lam_phase.lr_lam}, config.lam_phase.steps, "forward"),
@@ -50,8 +53,8 @@ def phases(config: RunConfig) -> tuple[Phase, ...]:
     return tuple(phase for phase in planned if phase.steps > 0)
 
 
-def _phase(name: str, config: PhaseConfig) -> Phase:
-    rates = {"lam": config.lr_lam, "conditioning": config.lr_conditioning, "world": config.lr_world}
+def _phase(name: str, config: PhaseConfig, others: Mapping[str, float] | None = None) -> Phase:
+    rates = {**(others or {}), "lam": config.lr_lam, "conditioning": config.lr_conditioning, "world": config.lr_world}
     lr = {role: rate for role, rate in rates.items() if rate > 0}
     return Phase(name, tuple(lr), lr, config.steps)
 

@@ -173,6 +173,13 @@ def _load(model: nn.Module, uri: str, drops: str, place: Place, sha256: str) -> 
     return Loaded(len(wanted), tuple(f"{part} ({count})" for part, count in dropped.items()), digest.hexdigest())
 
 
+def load_role(module: nn.Module, export: str, role: str, place: Place) -> None:
+    """Put a role's weights and buffers from an export's folder into ``module``. A LAM's own forward model is left out. Raises `UserError`."""
+    from cola_dist import storage
+
+    load_published(module, storage.join(export, role), r"(forward_model)\.", place)
+
+
 def _check(key: str, tensor: Tensor, wanted: dict[str, tuple[int, ...]], where: str) -> None:
     if key not in wanted:
         raise UserError(f"{where} has a tensor {key} that the model does not know: {_other_family(where)}")

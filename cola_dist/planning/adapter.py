@@ -1,40 +1,26 @@
-"""From real actions to the latent actions of an adapted model."""
+"""A world model that is driven by a robot's real actions, as planning needs it."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
 
 from cola_dist.errors import UserError
+from cola_dist.evaluation.exported import load_export
+from cola_dist.methods.adapt import Adapt
 from cola_dist.methods.cotrain import CoTrain
+from cola_dist.models.adapter import ActionAdapter
 
 
-class LinearAdapter(nn.Module):
-    """One affine map per action."""
+def load_adapted(uri: str, device: torch.device) -> tuple[CoTrain, ActionAdapter]:
+    """The method of a run of jobs/adapt.py (its folder, or its export) for `cola_dist.evaluation.rollout.generate`, and its adapter, on ``device``.
 
-    def __init__(self, actions: int, tokens: int, dim: int) -> None:
-        super().__init__()
-        self.tokens = tokens
-        self.map = nn.Linear(actions, tokens * dim)
-
-    def forward(self, actions: Tensor) -> Tensor:
-        """Raw actions fp32 ``[B, T-1, A]`` to latent actions ``[B, T-1, N, D]``."""
-        latent: Tensor = self.map(actions).unflatten(-1, (self.tokens, -1))
-        return latent
-
-
-def load_adapted(uri: str, device: torch.device) -> tuple[CoTrain, nn.Module]:
-    """The models of an export and its adapter, ``adapter/model.safetensors``. Raises `UserError` where there is none."""
-    from safetensors.torch import load
-
-    from cola_dist import storage
-    from cola_dist.evaluation.exported import export_folder, load_export
-
-    where = storage.join(export_folder(uri), "adapter", "model.safetensors")
-    if not storage.exists(where):
-        raise UserError(f"{where} is missing: adapt the model to a domain's actions first")
+    ``adapter(actions)`` takes real actions ``[B, T-1, A]`` fp32 in the robot's own units, ``adapter(actions, state)`` the states ``[B, T-1, S]``
+    before them too, where ``adapter.state_dim`` is not 0. Both return the latent actions ``[B, T-1, N, D]`` that the generator was tuned on: the
+    LAM's codes with ``adapt.quantise``. Raises `UserError` for what is no such run.
+    """
     method = load_export(uri, device)
-    weights = load(storage.read_bytes(where))
-    adapter = LinearAdapter(weights["map.weight"].shape[1], method.config.lam.tokens, method.config.lam.bottleneck.dim)
-    adapter.load_state_dict(weights)
-    return method, adapter.to(device).eval()
+    if not isinstance(method, Adapt):
+        raise UserError(f"{uri} has no adapter: make one with `python jobs/adapt.py {uri}` and give that run")
+    adapter = method.adapter
+    adapter.snaps_to = method.lam.bottleneck if method.config.adapt.quantise else None
+    return method, adapter

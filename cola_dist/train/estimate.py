@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cola_dist.config import AUTOENCODERS, RunConfig
 from cola_dist.methods import Phase, build_world, phases
+from cola_dist.models.adapter import ActionAdapter
 from cola_dist.models.conditioning import ActionConditioning
 from cola_dist.models.lam import InverseDynamics
 
@@ -29,7 +30,11 @@ _WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8
 """Bytes per trained parameter: fp32 weight, fp32 gradient, Adam's two moments."""
 _DEPTHS = ("lam", "conditioning", "world")
 """Sections of the configuration that have a depth."""
-_ROLES = {"cotrain": ("lam", "conditioning", "world"), "pretrain": ("world",)}
+_ROLES = {
+    "cotrain": ("lam", "conditioning", "world"),
+    "pretrain": ("world",),
+    "adapt": ("adapter", "lam", "conditioning", "world"),
+}
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,8 @@ class _Parts(nn.Module):
         self.lam = InverseDynamics(config.lam)
         actions = (config.lam.tokens, config.lam.bottleneck.dim)
         self.conditioning = ActionConditioning(config.conditioning, *actions, self.world.modulation_shape, latents.stride)
+        adapt = config.adapt
+        self.adapter = ActionAdapter(adapt.kind, max(1, adapt.action_dim), adapt.state_dim, *actions, adapt.width)
 
     def forward(self, clips: int) -> Tensor:
         x, tau = self.latents(clips)
@@ -139,7 +146,12 @@ class _Parts(nn.Module):
         if self.config.method == "pretrain":
             return None
         data = self.config.data
-        made: Tensor = self.conditioning(self.lam(torch.zeros(clips, data.frames, 3, data.resolution, data.resolution)))
+        latent: Tensor = self.lam(torch.zeros(clips, data.frames, 3, data.resolution, data.resolution))
+        if self.config.method == "adapt":
+            # The LAM is asked all the same: the adapter's tokens are compared with its actions.
+            given = (torch.zeros(clips, data.frames - 1, dim) for dim in (self.adapter.action_dim, self.adapter.state_dim) if dim)
+            latent = self.adapter(*given)
+        made: Tensor = self.conditioning(latent)
         return made
 
 

@@ -15,14 +15,16 @@ import yaml
 
 from cola_dist import storage
 from cola_dist.config import RunConfig
+from cola_dist.data.labels import labels_of
 from cola_dist.data.stream import open_reader
 from cola_dist.errors import UserError
 from cola_dist.methods import Place, build_method
 from cola_dist.settings import Job, apply_overrides, changes, differences, from_yaml, to_yaml
+from cola_dist.train.adaptation import measured
 from cola_dist.train.checkpoint import Checkpoint, latest, read_position
 from cola_dist.train.hardware import computes_bf16
 from cola_dist.train.observer import to_clips
-from cola_dist.train.stage import check_fit
+from cola_dist.train.stage import check_fit, load_tensors
 
 
 def new_run_id(recipe: str) -> str:
@@ -88,9 +90,12 @@ def preflight(config: RunConfig, run_uri: str) -> dict[str, Any]:
     of that small batch.
     """
     batch_size = config.optim.global_batch
-    readers = {split: open_reader(config.data, config.train.seed, split, batch_size) for split in ("train", "heldout")}
+    labels = labels_of(config)
+    readers = {split: open_reader(config.data, config.train.seed, split, batch_size, labels) for split in ("train", "heldout")}
+    buffers = measured(readers["train"])
     place = Place(torch.device("meta" if config.train.gpus else "cpu"))
     method = build_method(config, computes_bf16(config.train.precision, torch.device("cpu")), place=place)
+    load_tensors(method, buffers.items())
     reader = readers["train"]
     uri = latest(run_uri)
     if uri is not None:
@@ -138,8 +143,8 @@ def summary(result: Mapping[str, Any], wall_seconds: float) -> dict[str, Any]:
     line["phases"] = [{"phase": s["phase"]["name"], "first": s["first"], "end": s["end"], "why": s["why"]} for s in steering["course"]]
     line["spent_seconds"] = round(steering["spent_seconds"], 2)
     line["rulings"] = [ruling for ruling in steering["rulings"] if ruling["act"]]
-    kept = ("verdict", "utilisation", "max_usage", "effective_rank", "copy_loss")
-    line |= {k: v for k, v in final.items() if k.startswith("probe_r2") or k in kept}
+    kept = ("match_error", "verdict", "utilisation", "max_usage", "effective_rank", "copy_loss")
+    line |= {k: v for k, v in final.items() if k.startswith(("probe_r2", "rollout_psnr", "delta_psnr")) or k in kept}
     line |= {f"{phase}_step_seconds": value for phase, value in seconds.items()}
     line |= {f"{phase}_data_stall_percent": round(value, 2) for phase, value in record["data_stall_percent"].items()}
     line |= {f"{phase}_peak_memory_bytes": value for phase, value in record["peak_memory"].items()}

@@ -21,6 +21,7 @@ import ray.train.torch
 from cola_dist import runtime, storage
 from cola_dist.config import RunConfig
 from cola_dist.data import stream
+from cola_dist.data.labels import labels_of
 from cola_dist.data.latents import ENCODER_CPUS
 from cola_dist.data.stream import Batch, ClipReader, StreamPlan
 from cola_dist.errors import UserError
@@ -83,15 +84,16 @@ class Place:
     """Identity of the MLflow run that it is a trial of."""
 
 
-def launch(config: RunConfig, run_uri: str, debug: bool = False) -> dict[str, Any]:
+def launch(config: RunConfig, run_uri: str, debug: bool = False, parent: str | None = None) -> dict[str, Any]:
     """Train ``config`` in the folder ``run_uri`` (continuing what is there) and return the result that rank 0 wrote.
 
+    ``parent`` is the identity of the MLflow run that this one is shown inside of.
     Raises ``UserError`` for what the user must mend, and whatever ended the run otherwise. SIGTERM and Ctrl-C make the run write a
     checkpoint and end as ``interrupted``.
     """
     reader = prepare(config, run_uri)
     connect(config, debug)
-    training = Training(config, run_uri, reader, Place())
+    training = Training(config, run_uri, reader, Place(parent=parent))
     with Interrupt(training.ask_to_stop), ProgressView(config) as view:
         while training.running(0.5):
             view.update(training.progress())
@@ -138,7 +140,7 @@ def prepare(config: RunConfig, run_uri: str) -> ClipReader:
     write_config(config, run_uri)
     if config.data.latents_cache:
         storage.exists(config.data.latents_cache)  # an address that leads nowhere is refused now; in the actors it would be a warning
-    return stream.open_reader(config.data, config.train.seed, "train", config.optim.global_batch)
+    return stream.open_reader(config.data, config.train.seed, "train", config.optim.global_batch, labels_of(config))
 
 
 def demand(config: RunConfig) -> tuple[float, int]:

@@ -15,11 +15,13 @@ import torch
 import torch.distributed as dist
 
 from cola_dist.config import RunConfig
+from cola_dist.data.labels import labels_of
 from cola_dist.data.stream import Batch, ClipReader, StreamPlan, open_reader
 from cola_dist.errors import UserError
 from cola_dist.methods import Clips, Phase, Span, phases
 from cola_dist.tracking import RunTracker
 from cola_dist.train import hardware
+from cola_dist.train.adaptation import measured_by_one
 from cola_dist.train.checkpoint import Checkpoint, CheckpointWriter, latest, read_position
 from cola_dist.train.engine import Engine, StepResult
 from cola_dist.train.looks import look_of, track, write_look
@@ -63,8 +65,8 @@ class Loop:
         hardware.prepare(config.train, worker.device)
         self.config, self.run_uri, self.worker, self.tracker = config, run_uri, worker, tracker
         self.steering = Steering(config)
-        self.reader: ClipReader = open_reader(config.data, config.train.seed, "train", config.optim.global_batch)
-        self.stage = Stage(config, worker.device, self.reader.order)
+        self.reader: ClipReader = open_reader(config.data, config.train.seed, "train", config.optim.global_batch, labels_of(config))
+        self.stage = Stage(config, worker.device, self.reader.order, measured_by_one(self.reader, worker.rank))
         self.observer = Observer(config, worker.rank, worker.world, worker.device, self.stage.autoencoder)
         self.writer = CheckpointWriter(run_uri, worker.rank, worker.world, attempt, config.train.keep_checkpoints)
         self.trace = Trace(run_uri)

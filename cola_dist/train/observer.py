@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from cola_dist.config import RunConfig
 from cola_dist.data.decode import encode_mp4
+from cola_dist.data.labels import labels_of
 from cola_dist.data.stream import Batch, open_reader
 from cola_dist.diagnostics import Monitor
 from cola_dist.diagnostics.alignment import gradient_agreement
-from cola_dist.evaluation import rollout
+from cola_dist.evaluation import adapted, rollout
 from cola_dist.methods import Clips, Method
+from cola_dist.methods.adapt import Adapt
 from cola_dist.methods.cotrain import CoTrain
 from cola_dist.models.autoencoder import Autoencoder
 from cola_dist.train.hardware import computes_bf16
@@ -33,7 +36,8 @@ _VIDEO_FPS = 5.0
 def to_clips(batch: Batch) -> Clips:
     """A batch as tensors; copied, because Ray's arrays are read-only views of shared memory."""
     latents = None if batch.latents is None else torch.tensor(batch.latents)
-    return Clips(torch.tensor(batch.video), torch.tensor(batch.position), torch.tensor(batch.source), latents)
+    actions, state = (None if rows is None else torch.tensor(rows) for rows in (batch.actions, batch.state))
+    return Clips(torch.tensor(batch.video), torch.tensor(batch.position), torch.tensor(batch.source), latents, actions, state)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Observer:
     def __init__(self, config: RunConfig, rank: int, world: int, device: torch.device, autoencoder: Autoencoder) -> None:
         """Reads and decodes this rank's share of the held-out clips. Raises ``UserError`` if a source has none long enough."""
         self.config, self.rank, self.world, self.device = config, rank, world, device
-        reader = open_reader(config.data, config.train.seed, "heldout")
+        reader = open_reader(config.data, config.train.seed, "heldout", labels=labels_of(config))
         size = config.diagnostics.batch
         starts = range(rank * size, config.diagnostics.clips, world * size)
         self._batches = [to_clips(reader.read_many(range(start, start + size))) for start in starts]
@@ -77,7 +81,7 @@ class Observer:
         ``named`` looks, at a phase's end, also measure probe, rollouts and each clip's losses.
         """
         method.eval()
-        total = self._sums(method)
+        total = self._sums(method.evaluate)
         indicators = self._monitor.indicators(total)
         verdict = self._monitor.verdict(indicators, asks_generator) if "effective_rank" in indicators else ""
         if step == 0:
@@ -88,6 +92,7 @@ class Observer:
         if isinstance(method, CoTrain):
             if named:
                 clips = self._clip_losses(method)
+                indicators |= self._real_actions(method) if isinstance(method, Adapt) else {}
             if self.rank == 0:
                 indicators |= self._compare(method, asks_generator)
                 indicators |= self._final(method) if named else {}
@@ -95,18 +100,28 @@ class Observer:
         return Evaluation(indicators, verdict, total, clips)
 
     def video(self, method: Method) -> bytes | None:
-        """mp4 of the first held-out clips: truth | rollout with own actions | with another clip's. None where nothing can be rolled out."""
+        """mp4 of the first held-out clips: truth | rollout with own actions | with another clip's. None where nothing can be rolled out.
+
+        Of an adaptation the actions are the real ones.
+        """
         count = self.config.diagnostics.video_clips
         if count < 2 or not isinstance(method, CoTrain):
             return None
-        frames = rollout.grid(rollout.rollouts(method, self._first(count))).numpy().transpose(0, 2, 3, 1)
+        first = self._first(count)
+        made = adapted.rollouts(method, first) if isinstance(method, Adapt) else rollout.rollouts(method, first)
+        frames = rollout.grid(made).numpy().transpose(0, 2, 3, 1)
         even = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
         return encode_mp4(np.ascontiguousarray(even), _VIDEO_FPS)
 
-    def _sums(self, method: Method) -> dict[str, Tensor]:
+    def _real_actions(self, method: Adapt) -> dict[str, float]:
+        """PSNR of rollouts of all held-out clips with real actions. Collective."""
+        return adapted.figures(self._sums(partial(adapted.psnr_sums, method)))
+
+    def _sums(self, measure: Callable[[Clips], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What ``measure`` gives of each batch, added up over all ranks. Collective."""
         sums: dict[str, Tensor] = {}
         for clips in self._batches:
-            for name, value in method.evaluate(clips.to(self.device)).items():
+            for name, value in measure(clips.to(self.device)).items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value * self._weight
         flat = torch.cat([value.double().flatten() for value in sums.values()])
         dist.all_reduce(flat)
@@ -135,14 +150,15 @@ class Observer:
         return figures
 
     def _final(self, method: CoTrain) -> dict[str, float]:
-        figures = rollout.rollout_figures(rollout.rollouts(method, self._first(self.config.diagnostics.batch)))
+        figures = {}
+        if not isinstance(method, Adapt):  # which has had more of them rolled out
+            figures = rollout.rollout_figures(rollout.rollouts(method, self._first(self.config.diagnostics.batch)))
         if self.config.diagnostics.probe_clips:
             figures |= probe_actions(self.config, method, self.device)
         return figures
 
     def _first(self, count: int) -> Clips:
-        first = self._batches[0]
-        return Clips(first.video[:count], first.position[:count], first.source[:count]).to(self.device)
+        return self._batches[0].split(count)[0].to(self.device)
 
 
 def code_histogram(sums: Mapping[str, Tensor], step: int) -> Figure | None:

@@ -35,8 +35,13 @@ _ROWS = (
     ("alignment/cosine", "alignment, cosine after a ridge map"),
     ("alignment/cosine/permuted", "  control: other episodes"),
     ("gradient_cosine", "cosine of LAM's gradients, flow and bottleneck"),
+    ("match_error", "squared distance of the adapter's tokens to the LAM's actions"),
     ("rollout_psnr", "PSNR of rollouts (dB)"),
+    ("rollout_psnr_other", "  with another clip's actions"),
+    ("rollout_psnr_null", "  with null actions"),
+    ("rollout_psnr_lam", "  reference: with the LAM's own"),
     ("delta_psnr", "controllability, delta-PSNR (dB)"),
+    ("delta_psnr_lam", "  reference: with the LAM's own"),
     ("verdict", "verdict"),
     ("probe_r2", "probe R2, signed action"),
     ("probe_r2_permuted", "  control: permuted labels"),
@@ -47,7 +52,7 @@ _ROWS = (
     ("probe_r2_size_random_idm", "  control: random IDM"),
     ("probe_r2_size_frame_difference", "  reference: frame differences"),
 )
-_KINDS = {"lam": "LAM alone", "warmup": "warm-up", "joint": "joint", "pretrain": "pretraining"}
+_KINDS = {"lam": "LAM alone", "warmup": "warm-up", "joint": "joint", "pretrain": "pretraining", "adapt": "adaptation"}
 
 
 class ProgressView:
@@ -112,7 +117,10 @@ def plan_tables(config: RunConfig, plan: Plan) -> list[Table]:
     for column in ("role", "parameters", "begins as", *(phase.name for phase in plan.phases)):
         roles.add_column(column, justify="right" if column == "parameters" else "left")
     world = f"pretrained: {config.world.pretrained}" if config.world.pretrained else "random weights"
-    origin = {"lam": "new", "conditioning": "new, its last layer at zero", "world": world}
+    origin = {"lam": "new", "conditioning": "new, its last layer at zero", "adapter": "new"}
+    if config.method == "adapt":
+        origin |= dict.fromkeys(("lam", "conditioning"), f"co-trained: {config.adapt.start}")
+    origin["world"] = world
     for role, count in plan.parameters.items():
         roles.add_row(
             role, f"{count / 1e6:,.1f} M", origin[role], *("trains" if role in phase.trains else "frozen" for phase in plan.phases)

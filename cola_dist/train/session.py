@@ -19,6 +19,7 @@ from safetensors.torch import save as to_safetensors
 from cola_dist import storage, tracking
 from cola_dist.config import RunConfig
 from cola_dist.methods import build_method
+from cola_dist.methods.adapt import Adapt
 from cola_dist.models.autoencoder import PixelAutoencoder
 from cola_dist.settings import to_yaml
 from cola_dist.tracking import NullTracker, RunTracker, Tracker, run_id
@@ -125,7 +126,8 @@ def _finish(config: RunConfig, run_uri: str, outcome: Outcome, tracker: RunTrack
 
 
 def export(config: RunConfig, checkpoint_uri: str, run_uri: str) -> str:
-    """Write the roles below ``RUN/export``: ``world`` (and ``world_ema``) for ``from_pretrained``, ``lam``, ``conditioning``. Returns the folder.
+    """Write the roles below ``RUN/export``: ``world`` (and ``world_ema``) for ``from_pretrained``, ``lam``, ``conditioning``, and of an
+    adaptation ``adapter``. Returns the folder.
 
     What a role is made of besides trained weights is in it too: a code is its weight and the place it was put on.
     """
@@ -142,6 +144,8 @@ def export(config: RunConfig, checkpoint_uri: str, run_uri: str) -> str:
             weights = {name: tensor.detach().contiguous() for name, tensor in method.get_submodule(role).state_dict().items()}
             storage.write_bytes(storage.join(folder, role, "model.safetensors"), to_safetensors(weights))
             storage.write_bytes(storage.join(folder, role, "config.yaml"), to_yaml(config).encode())
+    if isinstance(method, Adapt):
+        method.adapter.save(storage.join(folder, "adapter"))
     averaged = list(checkpoint.weights("world", "ema"))
     if averaged:
         load_tensors(method, averaged)

@@ -28,8 +28,9 @@ _AVERAGED_ROLE = "world"
 class Stage:
     """Builds the engine of each phase in turn and keeps what lives beside it: the averaged weights and the references to frozen roles."""
 
-    def __init__(self, config: RunConfig, device: torch.device, order: Order) -> None:
-        self.config, self.device, self._order = config, device, order
+    def __init__(self, config: RunConfig, device: torch.device, order: Order, measured: Mapping[str, Tensor]) -> None:
+        """``measured`` are buffers, by name, that come from the data; a checkpoint has them too."""
+        self.config, self.device, self._order, self._measured = config, device, order, measured
         self._bf16 = computes_bf16(config.train.precision, device)
         self._place = Place(device, together=True)
         self.autoencoder = build_autoencoder(config.autoencoder, self._bf16, self._place)
@@ -101,7 +102,7 @@ class Stage:
         method = self.engine.method
         frozen = {
             role: {
-                "uri": self.config.world.pretrained or f"seed {self.config.train.seed}",
+                "uri": (self.config.world.pretrained if role == "world" else self.config.adapt.start) or f"seed {self.config.train.seed}",
                 "sha256": weights_hash(self.engine.full_weights(role)),
             }
             for role in method.roles()
@@ -112,7 +113,9 @@ class Stage:
         return writer.save(position, [*self.engine.fragments, *self._resting], dict(method.named_buffers()), self._ema, self._shapes)
 
     def _build(self) -> Method:
-        return build_method(self.config, self._bf16, self.autoencoder, self._place)
+        method = build_method(self.config, self._bf16, self.autoencoder, self._place)
+        load_tensors(method, self._measured.items())
+        return method
 
     def _order_hash(self, step: int) -> str:
         """Identity of the clips before ``step``: what comes after may still be changed."""
