@@ -84,11 +84,11 @@ def evaluate(task: Task, folder: str, workers: int, batch: int, probe_clips: int
     What lies in ``folder`` already is not measured again: that of the same protocol alone may lie there. Raises ``UserError`` for what the
     user must mend.
     """
-    crew = Crew(task, workers)
-    rows = crew.rows(storage.join(folder, "parts"), task.protocol.samples, batch)
-    shown = list(range(min(SHOWN, task.protocol.samples)))
-    films = kept(storage.join(folder, FILMS), lambda: _write(folder, crew.once("pictures", shown)))
-    probes, unprobed = _probes(task, crew, folder, probe_clips)
+    with Crew(task, workers) as crew:
+        rows = crew.rows(storage.join(folder, "parts"), task.protocol.samples, batch)
+        shown = list(range(min(SHOWN, task.protocol.samples)))
+        films = kept(storage.join(folder, FILMS), lambda: _write(folder, crew.once("pictures", shown)))
+        probes, unprobed = _probes(task, crew, folder, probe_clips)
     replaced = [row["replaced"] for row in rows if row["replaced"]]
     notes = [*_absent(task), *unprobed]
     notes += [f"{len(replaced)} clips could not be read and were replaced"] if replaced else []

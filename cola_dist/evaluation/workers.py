@@ -36,6 +36,14 @@ class Crew:
             raise UserError(f"--workers {workers}: the cluster has {have:g} {self._kind}s: give fewer workers, or join a larger cluster")
         self._task, self._workers = ray.put(task), workers
 
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the actors, so that what comes next in this cluster has their room."""
+        for actor in self._actors if "_actors" in vars(self) else ():
+            ray.kill(actor)
+
     @cached_property
     def _actors(self) -> list[Any]:
         """Started once there is something to do."""
