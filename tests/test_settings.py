@@ -226,6 +226,7 @@ PROBLEMS: list[tuple[str, dict[str, Any]]] = [
     ("warmup.lr_world is 0.1: the generator is frozen", {"warmup": {"lr_world": 0.1}}),
     ("warmup.lr_lam and warmup.lr_conditioning must be positive", {"warmup": {"lr_lam": 0.0}}),
     ("joint.lr_world and joint.lr_conditioning must be positive", {"joint": {"lr_world": 0.0}}),
+    ("adapt.steps is 5: method cotrain has no such phase", {"adapt": {"steps": 5}}),
     ("train.workers is 0", {"train": {"workers": 0}}),
     ("optim.global_batch 32 is not divisible by train.workers 3", {"train": {"workers": 3}}),
     ("optim.global_batch 0", {"optim": {"global_batch": 0}}),

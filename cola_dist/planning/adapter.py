@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from cola_dist.errors import UserError
@@ -21,6 +23,7 @@ def load_adapted(uri: str, device: torch.device) -> tuple[CoTrain, ActionAdapter
     method = load_export(uri, device)
     if not isinstance(method, Adapt):
         raise UserError(f"{uri} has no adapter: make one with `python jobs/adapt.py {uri}` and give that run")
-    adapter = method.adapter
+    # A copy: the method rounds for itself.
+    adapter = copy.deepcopy(method.adapter)
     adapter.snaps_to = method.lam.bottleneck if method.config.adapt.quantise else None
     return method, adapter

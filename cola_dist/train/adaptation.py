@@ -18,8 +18,8 @@ from cola_dist.evaluation.exported import export_folder, read_run_config
 from cola_dist.settings import Job, apply_overrides, base_of, leaves, parse_job
 
 _MODELS = ("lam.", "conditioning.", "autoencoder.kind", "world.")
-_OPEN = ("conditioning.dropout",)
-"""Settings of the models that a start leaves open."""
+_OPEN = ("conditioning.dropout", "world.pretrained")
+"""Settings of the models that a start leaves open; another generator may be its averaged one, ``export/world_ema``."""
 
 
 def parse_adapt(argv: Sequence[str], prog: str) -> tuple[Job, tuple[float, ...]]:

@@ -66,7 +66,10 @@ class Loop:
         self.config, self.run_uri, self.worker, self.tracker = config, run_uri, worker, tracker
         self.steering = Steering(config)
         self.reader: ClipReader = open_reader(config.data, config.train.seed, "train", config.optim.global_batch, labels_of(config))
-        self.stage = Stage(config, worker.device, self.reader.order, measured_by_one(self.reader, worker.rank))
+        self.checkpoint_uri = latest(run_uri) or ""
+        # A checkpoint has them.
+        measured = {} if self.checkpoint_uri else measured_by_one(self.reader, worker.rank)
+        self.stage = Stage(config, worker.device, self.reader.order, measured)
         self.observer = Observer(config, worker.rank, worker.world, worker.device, self.stage.autoencoder)
         self.writer = CheckpointWriter(run_uri, worker.rank, worker.world, attempt, config.train.keep_checkpoints)
         self.trace = Trace(run_uri)
@@ -84,7 +87,6 @@ class Loop:
         self._shown: dict[str, Any] = {}
         self.step = 0
         self.record: dict[str, Any] = {"hashes": {}, "evaluations": {}, "step_seconds": {}, "data_stall_percent": {}, "peak_memory": {}}
-        self.checkpoint_uri = latest(run_uri) or ""
 
     def run(self) -> Outcome:
         """Train to the end of the last phase, or until interrupted or broken; always leaves a checkpoint."""

@@ -29,7 +29,7 @@ class Stage:
     """Builds the engine of each phase in turn and keeps what lives beside it: the averaged weights and the references to frozen roles."""
 
     def __init__(self, config: RunConfig, device: torch.device, order: Order, measured: Mapping[str, Tensor]) -> None:
-        """``measured`` are buffers, by name, that come from the data; a checkpoint has them too."""
+        """``measured`` are buffers, by name, that come from the data where no checkpoint has them yet."""
         self.config, self.device, self._order, self._measured = config, device, order, measured
         self._bf16 = computes_bf16(config.train.precision, device)
         self._place = Place(device, together=True)
