@@ -23,7 +23,7 @@ from cola_dist.planning.planner import PlannerName, make_planner
 
 RANDOM, SIMULATOR = "random", "simulator"
 """References that every study has: actions without a plan, and plans made with the simulator itself."""
-_LABELLED = 1_000
+_LABELLED = 600
 """Frames for the success classifier, a fifth of them for its accuracy."""
 _FINEST = 64
 """Side in pixels of the frames that the classifier sees, unless a model's are smaller."""

@@ -60,8 +60,9 @@ def main() -> None:
     method = build_method(config, device.type == "cuda", autoencoder).to(device).eval()
     assert isinstance(method, CoTrain)
     with torch.no_grad():
-        for parameter in method.conditioning.head[-1].parameters():
-            parameter.normal_(std=0.02)
+        # Gates and output start at zero: nothing that attention does would show.
+        for parameter in method.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
 
     side = config.data.resolution // shape.shrinks
     frame = (shape.channels, side, side)

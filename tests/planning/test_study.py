@@ -17,7 +17,7 @@ from cola_dist.errors import UserError
 from cola_dist.planning.domains import open_domain
 from cola_dist.planning.models import SimulatorModel
 from cola_dist.planning.results import summary, write_results
-from cola_dist.planning.study import RANDOM, SIMULATOR, Request, Setup, Worker, names_of, prepare
+from cola_dist.planning.study import RANDOM, SIMULATOR, Request, Setup, Worker, names_of, prepare, run_on_ray
 from jobs import plan as job
 
 
@@ -109,6 +109,8 @@ def test_the_job_compares_the_references(tmp_path: Path, capsys: pytest.CaptureF
     options = ["--episodes", "2", "--seeds", "0", "1", "--samples", "20", "--horizon", "6", "--parallel", "2", "--output", str(tmp_path)]
     try:
         result = job.main(options)
+        with pytest.raises(UserError, match="nowhere holds no export"):
+            run_on_ray(Setup(request(), {"a": "nowhere"}), 1, 0.0, lambda _: None)
     finally:
         ray.shutdown()
     assert list(result["models"]) == [SIMULATOR, RANDOM]
