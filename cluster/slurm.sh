@@ -54,7 +54,7 @@ stop() {
     ray job stop --address "http://127.0.0.1:$dashboard" "$job" || true
 }
 trap finish EXIT
-trap stop TERM INT
+trap 'exit 143' TERM INT # as long as there is no job
 
 # This script runs on the first node, so the dashboard on its loopback is in reach, and out of reach for all other nodes.
 srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
@@ -80,6 +80,7 @@ until ray job list --address "http://127.0.0.1:$dashboard" >/dev/null 2>&1; do
     kill -0 "${steps[0]}" || exit 1
     sleep 2
 done
+trap stop TERM INT
 # In the background, because bash hears a signal only between commands; `wait` is one that a signal interrupts.
 ray job submit --address "http://127.0.0.1:$dashboard" --submission-id "$job" -- \
     python "$folder/jobs/${COLA_JOB:-cotrain}.py" "$@" &

@@ -126,13 +126,14 @@ STAND_INS = {
 case "$1 ${2:-}" in
 "start "*) trap 'echo "ended $*" >>"$CALLS"; exit 0' TERM; test -s "$RAY_AUTH_TOKEN_PATH" || exit 9; while true; do sleep 0.05; done ;;
 "job submit") stat -c "token %a" "$RAY_AUTH_TOKEN_PATH" >>"$CALLS"; while [[ ! -e $CALLS.stop ]]; do sleep 0.05; done; exit "$(cat "$CALLS.stop")" ;;
+"status "*) test ! -e "$CALLS.down" ;;
 "job stop") echo 0 >"$CALLS.stop" ;;
 esac
 """,
 }
 
 
-def run_slurm_script(folder: Path) -> tuple[subprocess.Popen[str], Path]:
+def run_slurm_script(folder: Path, until: str = "token ") -> tuple[subprocess.Popen[str], Path]:
     programs, calls, home = folder / "bin", folder / "calls", folder / "home"
     for made in (programs, home):
         made.mkdir()
@@ -152,7 +153,7 @@ def run_slurm_script(folder: Path) -> tuple[subprocess.Popen[str], Path]:
     command = ["bash", str(CLUSTER / "slurm.sh"), "small", "--train.workers", "12"]
     script = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
-    while "token " not in (calls.read_text() if calls.exists() else ""):
+    while until not in (calls.read_text() if calls.exists() else ""):
         assert script.poll() is None, script.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -187,4 +188,15 @@ def test_slurms_warning_stops_the_job_before_the_nodes(tmp_path: Path) -> None:
     ended = [number for number, line in enumerate(lines) if line.startswith("ended start")]
     assert len(ended) == 3
     assert min(ended) > next(number for number, line in enumerate(lines) if line.startswith("ray job stop"))
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_a_cluster_that_never_starts_is_ended_by_slurms_warning(tmp_path: Path) -> None:
+    (tmp_path / "calls.down").touch()
+    script, calls = run_slurm_script(tmp_path, until="ray status")
+    os.kill(script.pid, signal.SIGTERM)
+    assert script.wait(60) == 143
+    with pytest.raises(ProcessLookupError):
+        os.killpg(script.pid, 0)
+    assert "job submit" not in calls.read_text()
     assert list((tmp_path / "home").iterdir()) == []
