@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -74,7 +75,8 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
 
 def test_a_missing_simulator_is_named_with_its_extra_and_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "robodesk", None)
-    monkeypatch.setitem(sys.modules, "gymnasium", SimpleNamespace())
+    for name in ("gym", "gymnasium"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
     with pytest.raises(
         UserError, match=r"robodesk is missing \(robodesk\): pip install 'cola-dist\[robodesk\]' and apt-get install libegl1"
     ):
@@ -86,15 +88,16 @@ def test_opengl_that_does_not_start_is_named_with_what_was_tried(monkeypatch: py
         raise RuntimeError("no display")
 
     monkeypatch.setitem(sys.modules, "robodesk", SimpleNamespace(RoboDesk=headless))
-    monkeypatch.setitem(sys.modules, "gymnasium", SimpleNamespace())
+    for name in ("gym", "gymnasium"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
     monkeypatch.setenv("MUJOCO_GL", "glfw")
     with pytest.raises(UserError, match=r"MUJOCO_GL=glfw \(no display\): apt-get .*set MUJOCO_GL=egl"):
         open_domain("robodesk", "push_red")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("robodesk") is None, reason="the simulator is an extra")
 @pytest.mark.parametrize("task", TASKS)
 def test_robodesk_goes_on_from_a_state_bit_for_bit(task: str) -> None:
-    pytest.importorskip("robodesk")
     domain, twin = RoboDeskDomain(task), RoboDeskDomain(task)
     actions = np.random.default_rng(0).uniform(-1, 1, (2, 5))
     first = domain.reset(5)

@@ -185,9 +185,9 @@ def _open(task: str) -> Any:
         env.render()
     except ModuleNotFoundError as error:
         raise UserError(f"the simulator of robodesk is missing ({error.name}): pip install 'cola-dist[robodesk]' and {_SYSTEM}") from error
-    except (ImportError, AttributeError, RuntimeError, OSError) as error:
+    except Exception as error:  # each of OpenGL's platforms raises classes of its own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"OpenGL does not start with MUJOCO_GL={backend} ({reason}): {_SYSTEM}, and set MUJOCO_GL=egl (or osmesa)"
+            f"OpenGL does not start with MUJOCO_GL={backend} ({reason}): {_SYSTEM}, and set MUJOCO_GL=egl (or osmesa, with libosmesa6)"
         ) from error
     return env
