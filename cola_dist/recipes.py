@@ -88,7 +88,7 @@ def tiny_adapt() -> RunConfig:
         data=replace(base.data, mixture={"embedded:robot": 1.0}),
         warmup=WarmupConfig(steps=0),
         joint=JointConfig(steps=0),
-        adapt=AdaptConfig(steps=300, lr_adapter=2e-3, lr_conditioning=5e-4, lr_world=2e-4),
+        adapt=AdaptConfig(steps=200, lr_adapter=2e-3, lr_conditioning=5e-4, lr_world=2e-4),
         diagnostics=replace(base.diagnostics, every=100, grace_steps=0, probe_clips=0),
     )
 
