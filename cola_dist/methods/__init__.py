@@ -66,5 +66,6 @@ def build_method(config: RunConfig, bf16: bool, autoencoder: Autoencoder | None 
     if adapter is not None:
         for role, module in (("lam", lam), ("conditioning", conditioning)):
             load_role(module, adapt.start, role, place)
+        adapter.scale_to(lam.bottleneck)
         return Adapt(config, bf16, autoencoder, lam, conditioning, world, adapter)
     return CoTrain(config, bf16, autoencoder, lam, conditioning, world)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cola_dist.config import RunConfig
 from cola_dist.methods.base import Clips, StepOutput
@@ -20,7 +19,8 @@ from cola_dist.models.world import WorldModel
 class Adapt(CoTrain):
     """Roles "adapter", "conditioning" and "world", and "lam", which stays as it is unless it is given a learning rate; one loss.
 
-    ``L = L_fm(adapter's actions) + match_weight * ||adapter(actions) - sg[LAM(clip)]||^2``, with the draws and the optional terms of co-training.
+    ``L = L_fm(adapter's actions) + match_weight * ||(adapter(actions) - sg[LAM(clip)]) / s||^2``, s being the deviation of the LAM's codes, with the
+    draws and the optional terms of co-training.
     Where the LAM trains, the co-training loss with its own actions is added, so that it stays a model of the same actions.
     """
 
@@ -51,7 +51,7 @@ class Adapt(CoTrain):
                 with torch.set_grad_enabled(self._lam_trains and torch.is_grad_enabled()):
                     pixels = to_pixels(clips.video)
                     _, inferred = self.lam.infer(pixels, step, self._noise(clips)) if self._lam_trains else self.lam.infer(pixels)
-                terms["match_loss"] = (weight, functional.mse_loss(tokens, inferred.actions.detach()))
+                terms["match_loss"] = (weight, self._distance(tokens, inferred).mean())
             if self._lam_trains:
                 terms["lam_flow_loss"] = self._flow_terms(clips, self._taught(inferred))["flow_loss"]
         return self._output(terms, inferred, given.codes)
@@ -63,6 +63,10 @@ class Adapt(CoTrain):
         nearest: Quantised = self.lam.bottleneck(tokens)
         return tokens, nearest if self.config.adapt.quantise else nearest._replace(actions=tokens)
 
+    def _distance(self, tokens: Tensor, inferred: Quantised) -> Tensor:
+        """Squared, in the codes' own deviation, ``[B, T-1, N, D]``; 1 is what a guess of their mean comes to, where all are used alike."""
+        return ((tokens - inferred.actions.detach()) / self.adapter.token_std).square()
+
     @torch.no_grad()
     def evaluate(self, clips: Clips) -> dict[str, Tensor]:
         """As in co-training with the real actions: codes are those next to the adapter's tokens, z the tokens themselves. ``match_error`` and
@@ -70,7 +74,7 @@ class Adapt(CoTrain):
         with self._autocast(clips.video.device):
             tokens, _ = self.latent_actions(clips)
             _, inferred = self.lam.infer(to_pixels(clips.video))
-        error = (tokens - inferred.actions).double().square().flatten(1).mean(1)
+        error = self._distance(tokens, inferred).double().flatten(1).mean(1)
         return super().evaluate(clips) | {"match_error": error.sum(), "match_count": torch.ones_like(error).sum()}
 
     def gradients(self, clips: Clips) -> dict[str, list[Tensor]]:

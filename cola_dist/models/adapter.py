@@ -21,13 +21,16 @@ _INSIDE = ("adapter", "export/adapter")
 class ActionAdapter(nn.Module):
     """Role "adapter": each action on its own, with the state that it starts from where it was made for one, to N tokens of D dimensions.
 
-    Actions and states come in the robot's own units; the buffers hold their mean and standard deviation over the training split.
+    Actions and states come in the robot's own units; the buffers hold their mean and standard deviation over the training split, and those of the
+    LAM's codes, in whose units the layers work: codes may lie far apart.
     """
 
     action_mean: Tensor
     action_std: Tensor
     state_mean: Tensor
     state_std: Tensor
+    token_mean: Tensor
+    token_std: Tensor
 
     def __init__(self, kind: str, action_dim: int, state_dim: int, tokens: int, dim: int, width: int) -> None:
         """``kind`` is "linear" or "mlp", of two layers with ``width`` units between them; ``state_dim`` 0 = no state."""
@@ -35,7 +38,7 @@ class ActionAdapter(nn.Module):
         self.kind, self.action_dim, self.state_dim, self.tokens, self.dim, self.width = kind, action_dim, state_dim, tokens, dim, width
         given, made = action_dim + state_dim, tokens * dim
         self.net = nn.Linear(given, made) if kind == "linear" else nn.Sequential(nn.Linear(given, width), nn.SiLU(), nn.Linear(width, made))
-        for name, size in (("action", action_dim), ("state", state_dim)):
+        for name, size in (("action", action_dim), ("state", state_dim), ("token", dim)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
         self.snaps_to: Bottleneck | None = None
@@ -52,8 +55,16 @@ class ActionAdapter(nn.Module):
         given = (actions.float() - self.action_mean) / self.action_std
         if state is not None:
             given = torch.cat([given, (state.float() - self.state_mean) / self.state_std], -1)
-        tokens: Tensor = self.net(given).float().unflatten(-1, (self.tokens, self.dim))
+        tokens: Tensor = self.token_mean + self.token_std * self.net(given).float().unflatten(-1, (self.tokens, self.dim))
         return tokens if self.snaps_to is None else self.snaps_to(tokens).actions
+
+    @torch.no_grad()
+    def scale_to(self, bottleneck: Bottleneck) -> None:
+        """Take over mean and deviation of the codes of ``bottleneck``; nothing where it has none, for such latents are near N(0, 1)."""
+        if bottleneck.codes:
+            places = bottleneck.actions_of(torch.arange(bottleneck.codes))
+            self.token_mean.copy_(places.mean(0))
+            self.token_std.copy_(places.std(0).clamp(min=1e-6))
 
     def save(self, uri: str) -> str:
         """Write ``config.json`` (shape, scale, sha256) and ``model.safetensors`` into the folder ``uri``; return the sha256 of the weights."""

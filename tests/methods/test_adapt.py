@@ -15,6 +15,7 @@ from cola_dist.methods import Clips, build_method, phases
 from cola_dist.methods.adapt import Adapt
 from cola_dist.methods.cotrain import CoTrain
 from cola_dist.models.adapter import ActionAdapter
+from cola_dist.models.autoencoder import to_pixels
 
 STATE = 3
 
@@ -68,6 +69,7 @@ class Copies(torch.nn.Module):
     def __init__(self, actions: Tensor) -> None:
         super().__init__()
         self.actions = torch.nn.Parameter(actions.detach())
+        self.token_std = torch.ones(actions.shape[-1])
 
     def forward(self, actions: Tensor, state: Tensor | None) -> Tensor:
         return self.actions
@@ -171,6 +173,21 @@ def test_clips_move_and_split_with_their_labels(labelled: Clips) -> None:
     assert torch.equal(parts[1].actions, labelled.actions[4:])
     assert parts[0].latents is None
     assert labelled.to("cpu").state is labelled.state
+
+
+def test_an_adapter_begins_where_the_codes_are(start: CoTrain, config_adapt: RunConfig, labelled: Clips) -> None:
+    method = adapt(config_adapt)
+    codes = method.lam.bottleneck.actions_of(torch.arange(method.lam.bottleneck.codes))
+    torch.testing.assert_close(method.adapter.token_mean, codes.mean(0))
+    torch.testing.assert_close(method.adapter.token_std, codes.std(0))
+    # Wherever they are, a guess of their mean is about one deviation from what the LAM infers.
+    with torch.no_grad():
+        for parameter in method.adapter.net.parameters():
+            parameter.zero_()
+        sums = method.evaluate(labelled)
+    _, inferred = method.lam.infer(to_pixels(labelled.video))
+    expected = ((inferred.actions - codes.mean(0)) / codes.std(0)).square().mean()
+    torch.testing.assert_close(float(sums["match_error"] / sums["match_count"]), float(expected), rtol=1e-5, atol=0)
 
 
 def test_an_adapter_comes_back_from_its_folder_and_refuses_other_actions(tmp_path: Path) -> None:
