@@ -15,7 +15,7 @@ test: $(VENV)/.dev
 	$(RUN) -m pytest -m "not long"
 
 faults: $(VENV)/.dev
-	$(RUN) -m pytest -m "fault or long" tests/train
+	$(RUN) -m pytest -m "fault or long"
 
 bench: $(VENV)/.dev
 	set -e; for script in tests/bench/bench_*.py; do $(RUN) $$script; done
