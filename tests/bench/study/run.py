@@ -54,6 +54,9 @@ FLOP_PER_SECOND = 20e9
 PUBLISHED = ("curves", "response")
 """Figures of the report that are kept, by the beginning of their names."""
 
+ABOUT = ("recipe", "space", "commit", "budget_seconds", "metric", "mode", "started")
+"""What is published of a sweep: nothing of the machine that it ran on."""
+
 SQUARE_MODEL = {"data.resolution": 24, "world.depth": 3}
 """Nine patches a frame and three blocks: a trial takes minutes, and the generator still beats a repeated frame by far."""
 COMMON = {
@@ -233,7 +236,8 @@ def _job(script: str, *options: str) -> dict[str, Any]:
 def _publish(output: Path, sweeps: list[str]) -> None:
     """Raw results beside this file, joined with those of stages that were run elsewhere; figures and tables of all of them."""
     study = read_study([str(HERE), *sweeps])
-    write_raw(str(HERE), replace(study, superseded=()))
+    known = tuple(replace(sweep, about={name: sweep.about[name] for name in ABOUT if name in sweep.about}) for sweep in study.sweeps)
+    write_raw(str(HERE), replace(study, superseded=(), sweeps=known))
     analysis = Analysis(study, "cola")
     for old in HERE.glob("*.png"):
         old.unlink()
