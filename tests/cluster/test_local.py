@@ -28,6 +28,7 @@ LIMIT_S = 240
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.long,
     pytest.mark.skipif(
         importlib.util.find_spec("aiohttp_cors") is None, reason="ray[default] is not installed: pip install 'cola-dist[cluster]'"
     ),

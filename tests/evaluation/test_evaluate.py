@@ -103,6 +103,7 @@ def test_each_figure_has_an_interval_and_each_clip_a_row(alone: tuple[Path, dict
     assert (folder / "atlas.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_what_is_finished_is_not_computed_again(alone: tuple[Path, dict[str, Any]], run: Path, networks: tuple[str, str]) -> None:
     folder, result = alone
     resumed = run / "resumed"
@@ -145,6 +146,7 @@ def test_the_job_prints_stores_and_tracks(run: Path, capsys: pytest.CaptureFixtu
     assert kept == set(result["files"])
 
 
+@pytest.mark.long
 def test_a_continuous_bottleneck_gets_no_atlas_and_its_export_no_mlflow(
     tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
