@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
     from cola_dist.train.adaptation import parse_adapt, sized, started
     from cola_dist.train.job import new_run_id, preflight, resolve, summary
-    from cola_dist.train.progress import indicator_table, show_plan
+    from cola_dist.train.progress import files_table, indicator_table, show_plan
 
     job, shares = parse_adapt(argv, prog="jobs/adapt.py")
     if job.resume is None:
@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     plan = show_plan(config) if job.dry_run else {}
     report = preflight(config, run_uri)
     if job.dry_run:
+        Console(width=150).print(files_table(report["files"]))
         return {"status": "dry run", "run": run_uri, **report, "plan": plan}
 
     from cola_dist.train.launch import launch

@@ -87,7 +87,8 @@ class AdaptConfig(PhaseConfig):
     quantise: bool = False
     """Give the generator the LAM's code next to each token of the adapter, instead of the token itself (open). Without codes it changes nothing."""
     match_weight: float = 0.1
-    """Weight of the mean squared distance between the adapter's tokens and the latent actions that the LAM infers from the same clip (open)."""
+    """Weight of the mean squared distance between the adapter's tokens and the latent actions that the LAM infers from the same clip, in units of the
+    deviation of its codes (open)."""
     use_state: bool = False
     """Give the adapter the robot's state beside the action that it precedes."""
     share_of_episodes: float = 1.0

@@ -7,20 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cola_dist.evaluation.rollout import Rollouts, generate, psnr
+from cola_dist.evaluation.rollout import generate, psnr
 from cola_dist.methods.adapt import Adapt
 from cola_dist.methods.base import Clips
 from cola_dist.methods.cotrain import other_clip
 from cola_dist.methods.draws import Draws
 from cola_dist.models.autoencoder import to_pixels
-
-
-@torch.no_grad()
-def rollouts(method: Adapt, clips: Clips) -> Rollouts:
-    """As `cola_dist.evaluation.rollout.rollouts`, with the same noise, but with the clips' real actions."""
-    _, given = method.latent_actions(clips)
-    own, other = _generated(method, clips, {"own": given.actions, "other": given.actions[other_clip(clips.source)]}).values()
-    return Rollouts(clips.video, own, other)
 
 
 @torch.no_grad()
@@ -39,8 +31,10 @@ def psnr_sums(method: Adapt, clips: Clips) -> dict[str, Tensor]:
     other = other_clip(clips.source)
     null = method.conditioning.null_actions(*given.actions.shape[:2]).to(given.actions.dtype)
     actions = (given.actions, given.actions[other], null, inferred.actions, inferred.actions[other])
-    for name, frames in _generated(method, clips, dict(zip(names, actions, strict=True))).items():
-        sums[name] = psnr(frames, clips.video).double().sum()
+    latents = method.latents(clips)
+    noise = Draws(method.config.train.seed, clips.position, clips.video.device).normal("rollout", *latents.shape[1:])
+    for name, one in zip(names, actions, strict=True):
+        sums[name] = psnr(generate(method, latents[:, :1], one, noise), clips.video).double().sum()
     return sums | {"count": sums["count"] + len(clips)}
 
 
@@ -62,10 +56,3 @@ def figures(sums: Mapping[str, Tensor]) -> dict[str, float]:
         "delta_psnr_null": mean["own"] - mean["null"],
         "delta_psnr_lam": mean["lam"] - mean["lam_other"],
     }
-
-
-def _generated(method: Adapt, clips: Clips, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """uint8 ``[B, T, 3, H, W]`` by name; the noise is keyed by position."""
-    latents = method.latents(clips)
-    noise = Draws(method.config.train.seed, clips.position, clips.video.device).normal("rollout", *latents.shape[1:])
-    return {name: generate(method, latents[:, :1], one, noise) for name, one in actions.items()}

@@ -17,7 +17,8 @@ from cola_dist.evaluation.measure import SHOWN, Task
 from cola_dist.evaluation.networks import identify
 from cola_dist.evaluation.protocol import make_protocol
 from cola_dist.evaluation.results import per_clip, summarise
-from cola_dist.evaluation.workers import Crew, kept, parquet
+from cola_dist.evaluation.tables import parquet
+from cola_dist.evaluation.workers import Crew, kept
 
 RESULTS, CLIPS, FILMS = "results.json", "clips.parquet", "films.json"
 _METRICS: Mapping[str, Literal["LPIPS", "FVD"]] = {"lpips": "LPIPS", "fvd": "FVD"}

@@ -6,7 +6,6 @@ import io
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from cola_dist.data.decode import encode_mp4
@@ -44,6 +43,8 @@ def atlas_film(rollouts: Tensor, fps: float) -> bytes:
 
 def atlas_sheet(rollouts: Tensor, fps: float) -> bytes:
     """PNG of rollouts uint8 ``[K, T, 3, H, W]``: a row per code, its frames from left to right."""
+    from matplotlib.figure import Figure
+
     picture = tile(rollouts.unsqueeze(2)).numpy()[0]
     codes, times = len(rollouts), rollouts.shape[1]
     high, wide = picture.shape[0] / codes, picture.shape[1] / times

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from cola_dist.config import DataConfig
 from cola_dist.data.decode import CorruptClip
-from cola_dist.data.shards import CorruptMember, read_member
+from cola_dist.data.labels import ACTIONS, read_rows
+from cola_dist.data.shards import CorruptMember
 from cola_dist.data.stream import ClipReader, open_reader
 
 
@@ -49,7 +49,7 @@ def known_rows(config: DataConfig, seed: int, clips: int, device: torch.device, 
 def sources_with_actions(reader: ClipReader) -> list[str]:
     """Names of the sources of which an episode of the reader's split has actions."""
     episodes = zip(reader.folders, reader.episodes, strict=True)
-    return [folder.source for folder, known in episodes if any("actions.npy" in episode.members for episode in known)]
+    return [folder.source for folder, known in episodes if any(ACTIONS in episode.members for episode in known)]
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,11 @@ def _clips_with_actions(reader: ClipReader, count: int, source: str | None) -> l
     while known and len(found) < count and position < 64 * count:
         ref = reader.order.clip(position)
         episode = reader.episodes[ref.source][ref.episode]
-        if ref.source in known and "actions.npy" in episode.members and ref.stride == 1:
+        if ref.source in known and ACTIONS in episode.members and ref.stride == 1:
             # What cannot be read is left out here; training counts and reports it.
             with contextlib.suppress(CorruptMember, CorruptClip):
                 clip = reader.decode(ref, crop=None)
-                rows = _load_actions(read_member(reader.folders[ref.source], episode, "actions.npy"))
+                rows = read_rows(reader.folders[ref.source], episode, ACTIONS)
                 found.append(_KnownClip(clip, rows[ref.start : ref.start + len(clip) - 1], f"{ref.source}/{episode.key}"))
         position += 1
     return found
-
-
-def _load_actions(data: bytes) -> np.ndarray:
-    rows: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
-    return rows.astype(np.float32)

@@ -11,10 +11,6 @@ from cola_dist.evaluation.imagine import Sampling, imagine
 from cola_dist.methods.base import Clips
 from cola_dist.methods.cotrain import CoTrain, other_clip
 from cola_dist.methods.draws import Draws
-from cola_dist.models.autoencoder import to_pixels
-
-SEPARATOR = 2
-"""Width in pixels of the white lines of `grid`."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +19,7 @@ class Rollouts:
 
     truth: Tensor
     own: Tensor
-    """Generated with the actions inferred from the clip itself."""
+    """Generated with the clip's own actions: inferred from it, or an adaptation's real ones."""
     other: Tensor
     """Generated from the same frame and noise with another clip's actions."""
 
@@ -40,8 +36,9 @@ def generate(method: CoTrain, context: Tensor, actions: Tensor, noise: Tensor) -
 
 @torch.no_grad()
 def rollouts(method: CoTrain, clips: Clips) -> Rollouts:
-    """Rollouts of all ``clips`` (at least two) from their first frame; the noise is keyed by position, so pictures of two steps compare."""
-    _, quantised = method.lam.infer(to_pixels(clips.video))
+    """Rollouts of all ``clips`` (at least two) from their first frame, an adaptation's with their real actions; the noise is keyed by position, so
+    pictures of two steps compare."""
+    _, quantised = method.latent_actions(clips)
     latents = method.latents(clips)
     noise = Draws(method.config.train.seed, clips.position, clips.video.device).normal("rollout", *latents.shape[1:])
     own = generate(method, latents[:, :1], quantised.actions, noise)
@@ -59,16 +56,3 @@ def rollout_figures(result: Rollouts) -> dict[str, float]:
     """``rollout_psnr`` with own actions and ``delta_psnr``, by how much it falls with another clip's (controllability; Genie, 2402.15391), in dB."""
     own, other = psnr(result.own, result.truth), psnr(result.other, result.truth)
     return {"rollout_psnr": float(own.mean()), "delta_psnr": float((own - other).mean())}
-
-
-def grid(result: Rollouts, scale: int = 3) -> Tensor:
-    """Video uint8 ``[T, 3, H', W']``: a row per clip: truth, own actions, another clip's actions; enlarged ``scale`` times."""
-    columns = torch.stack([result.truth, result.own, result.other], 1).cpu()
-    columns = columns.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
-    b, c, t, channels, height, width = columns.shape
-    picture = torch.full((t, channels, b * (height + SEPARATOR) - SEPARATOR, c * (width + SEPARATOR) - SEPARATOR), 255, dtype=torch.uint8)
-    for row in range(b):
-        for column in range(c):
-            top, left = row * (height + SEPARATOR), column * (width + SEPARATOR)
-            picture[:, :, top : top + height, left : left + width] = columns[row, column]
-    return picture

@@ -18,6 +18,7 @@ from rich.progress import Progress
 from cola_dist import storage
 from cola_dist.errors import UserError
 from cola_dist.evaluation.measure import Measurer, Task
+from cola_dist.evaluation.tables import parquet
 
 T = TypeVar("T")
 
@@ -111,13 +112,6 @@ def read_parts(folder: str) -> list[dict[str, Any]]:
 def write_part(folder: str, rows: list[dict[str, Any]]) -> None:
     """Keep the rows of a batch, in a file that is named after its first clip."""
     storage.write_bytes(storage.join(folder, f"{rows[0]['position']:06d}.parquet"), parquet(rows))
-
-
-def parquet(rows: list[dict[str, Any]]) -> bytes:
-    """Rows as a Parquet file."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer)
-    return buffer.getvalue()
 
 
 class _Actor:

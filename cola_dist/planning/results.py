@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
+import torch
 from rich.table import Table
 
 from cola_dist import storage
-from cola_dist.data.decode import encode_mp4
+from cola_dist.evaluation.films import side_by_side
 from cola_dist.evaluation.shares import wilson
 from cola_dist.evaluation.statistics import bootstrap_interval, compare_arms
+from cola_dist.evaluation.tables import parquet
 from cola_dist.planning.episode import Episode
 from cola_dist.planning.study import RANDOM, Setup
+from cola_dist.planning.watch import PARTS
 
-_SCALE, _FPS, _LINE = 3, 5.0, 4
-"""Of videos: enlargement, frames per second, width in pixels of the line between episode and goal."""
+_FPS = 5.0
+"""Frames per second of videos."""
 _COLUMNS = ("model", "seed", "number", "success", "steps", "first_distance", "best_distance", "last_distance", "seconds")
 
 
@@ -47,15 +46,12 @@ def result_table(found: dict[str, Any]) -> Table:
         "steps",
         f"nearest ({found['unit']})",
         "plan steps/s",
-        "encode",
-        "rollout",
-        "objective",
-        "simulator",
+        *PARTS,
     ):
         table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
     for name, row in found["models"].items():
         total = row["seconds"]["total"]
-        shares = [f"{row['seconds'][part] / total:.0%}" for part in ("encode", "rollout", "objective", "simulator")]
+        shares = [f"{row['seconds'][part] / total:.0%}" for part in PARTS]
         successes = str(wilson(row["successes"], row["episodes"]))
         pace = "–" if name == RANDOM else f"{row['plan_steps_per_s']:.2f}"
         table.add_row(name, successes, f"{row['steps']:.1f}", f"{row['best_distance']:.2f}", pace, *shares)
@@ -64,11 +60,8 @@ def result_table(found: dict[str, Any]) -> Table:
 
 def write_results(output: str, found: dict[str, Any], episodes: Sequence[Episode]) -> dict[str, str]:
     """``results.json``, ``episodes.parquet`` and each model's best and worst episode as video, below ``output``; where they are."""
-    rows = [{name: vars(e)[name] for name in _COLUMNS} | {f"seconds_{part}": s for part, s in e.parts.items()} for e in episodes]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({name: [row.get(name, 0.0) for row in rows] for name in names}), buffer)
-    files = {"results.json": json.dumps(found, indent=2).encode(), "episodes.parquet": buffer.getvalue()}
+    rows = [{name: vars(e)[name] for name in _COLUMNS} | {f"seconds_{part}": e.parts.get(part, 0.0) for part in PARTS} for e in episodes]
+    files = {"results.json": json.dumps(found, indent=2).encode(), "episodes.parquet": parquet(rows)}
     for model in found["models"]:
         own = sorted((e for e in episodes if e.model == model), key=lambda e: (not e.success, e.steps, e.last_distance))
         safe = re.sub(r"[^\w.+-]", "_", model)
@@ -81,13 +74,9 @@ def write_results(output: str, found: dict[str, Any], episodes: Sequence[Episode
 
 def film(episode: Episode) -> bytes:
     """MP4: the episode on the left, its goal on the right; the last frame stays for a second."""
-    frames = [*episode.frames, *[episode.frames[-1]] * int(_FPS)]
-    line = np.full((_SCALE * len(episode.goal), _LINE, 3), 255, np.uint8)
-    return encode_mp4(np.stack([np.concatenate([_large(frame), line, _large(episode.goal)], 1) for frame in frames]), _FPS)
-
-
-def _large(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return frame.repeat(_SCALE, 0).repeat(_SCALE, 1)
+    frames = torch.from_numpy(np.stack([*episode.frames, *[episode.frames[-1]] * int(_FPS)])).permute(0, 3, 1, 2)
+    goal = torch.from_numpy(episode.goal.copy()).permute(2, 0, 1).expand_as(frames)
+    return side_by_side([frames[None], goal[None]], _FPS)
 
 
 def _of_model(episodes: Sequence[Episode]) -> dict[str, Any]:
@@ -97,7 +86,7 @@ def _of_model(episodes: Sequence[Episode]) -> dict[str, Any]:
     over_seeds = bootstrap_interval(list(rates.values()))
     total = sum(e.seconds for e in episodes)
     steps = sum(e.steps for e in episodes)
-    named = {part: sum(e.parts.get(part, 0.0) for e in episodes) for part in ("encode", "rollout", "objective", "simulator")}
+    named = {part: sum(e.parts.get(part, 0.0) for e in episodes) for part in PARTS}
     return {
         "episodes": share.of,
         "successes": share.hits,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 Part = Literal["encode", "rollout", "objective", "simulator"]
 """encode: context to latents; rollout: what is imagined, decoded; objective: its score; simulator: the real environment's steps."""
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class Watch:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from cola_dist import storage
 from cola_dist.errors import UserError
+from cola_dist.evaluation.tables import parquet
 from cola_dist.report.trials import Look, Ruling, Span, Study, Sweep, Trial, spans_of
 from cola_dist.sender import redact
 
@@ -29,8 +30,8 @@ def write_raw(folder: str, study: Study) -> list[str]:
     uses = [*((t, "used") for t in study.trials), *((t, "damaged") for t, _ in study.damaged), *((t, "replaced") for t in study.superseded)]
     curves = [_who(trial) | _look_row(look) for trial in study.trials for look in trial.looks]
     sweeps = [json.loads(redact(json.dumps({**sweep.about, "name": storage.name(sweep.uri)}))) for sweep in study.sweeps]
-    storage.write_bytes(storage.join(folder, TRIALS), _parquet([_trial_row(trial, use) for trial, use in uses]))
-    storage.write_bytes(storage.join(folder, CURVES), _parquet(curves))
+    storage.write_bytes(storage.join(folder, TRIALS), parquet([_trial_row(trial, use) for trial, use in uses]))
+    storage.write_bytes(storage.join(folder, CURVES), parquet(curves))
     storage.write_bytes(storage.join(folder, SWEEPS), json.dumps(sweeps, indent=1).encode())
     return [TRIALS, CURVES, SWEEPS]
 
@@ -106,11 +107,3 @@ def _look(row: Mapping[str, Any]) -> Look:
 def _rows(folder: str, name: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, name)))).to_pylist()
     return rows
-
-
-def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = pa.table({name: [row.get(name) for row in rows] for name in columns})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()

@@ -7,18 +7,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from cola_dist.config import RunConfig
-from cola_dist.data.decode import encode_mp4
 from cola_dist.data.labels import labels_of
 from cola_dist.data.stream import Batch, open_reader
 from cola_dist.diagnostics import Monitor
 from cola_dist.diagnostics.alignment import gradient_agreement
-from cola_dist.evaluation import adapted, rollout
+from cola_dist.evaluation import adapted, films, rollout
 from cola_dist.methods import Clips, Method
 from cola_dist.methods.adapt import Adapt
 from cola_dist.methods.cotrain import CoTrain
@@ -107,11 +105,8 @@ class Observer:
         count = self.config.diagnostics.video_clips
         if count < 2 or not isinstance(method, CoTrain):
             return None
-        first = self._first(count)
-        made = adapted.rollouts(method, first) if isinstance(method, Adapt) else rollout.rollouts(method, first)
-        frames = rollout.grid(made).numpy().transpose(0, 2, 3, 1)
-        even = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
-        return encode_mp4(np.ascontiguousarray(even), _VIDEO_FPS)
+        made = rollout.rollouts(method, self._first(count))
+        return films.side_by_side([made.truth, made.own, made.other], _VIDEO_FPS)
 
     def _real_actions(self, method: Adapt) -> dict[str, float]:
         """PSNR of rollouts of all held-out clips with real actions. Collective."""

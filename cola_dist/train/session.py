@@ -140,7 +140,7 @@ def export(config: RunConfig, checkpoint_uri: str, run_uri: str) -> str:
     load_tensors(method, checkpoint.buffers.items())
     method.world.save_pretrained(storage.join(folder, "world"))
     for role in method.roles():
-        if role != "world":
+        if role not in ("world", "adapter"):
             weights = {name: tensor.detach().contiguous() for name, tensor in method.get_submodule(role).state_dict().items()}
             storage.write_bytes(storage.join(folder, role, "model.safetensors"), to_safetensors(weights))
             storage.write_bytes(storage.join(folder, role, "config.yaml"), to_yaml(config).encode())

@@ -58,8 +58,7 @@ class Stage:
             for role in method.roles():
                 load_tensors(method, checkpoint.weights(role))
             load_tensors(method, checkpoint.buffers.items())
-        method.set_phase(phase)
-        trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+        trained = sum(p.numel() for role in phase.trains for _, p in method.role_parameters(role))
         frozen = sum(p.numel() for p in method.parameters()) - trained
         check_memory(self.config.train, phase.name, trained, frozen, memory_bytes(self.device))
         engine = Engine(method, phase, self.config.optim, self.config.train, self.device)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cola_dist.config import ConditioningConfig, LamConfig, WorldConfig
-from cola_dist.evaluation.rollout import Rollouts, grid, rollout_figures, rollouts
+from cola_dist.evaluation.rollout import Rollouts, rollout_figures, rollouts
 from cola_dist.methods import Clips, build_method
 from cola_dist.methods.cotrain import CoTrain
 from cola_dist.recipes import tiny
@@ -65,12 +65,3 @@ def test_delta_psnr_of_a_known_case() -> None:
     figures = rollout_figures(Rollouts(truth, own, other))
     assert figures["delta_psnr"] == pytest.approx(20.0, abs=1e-4)
     assert figures["rollout_psnr"] == pytest.approx(48.1308, abs=1e-3)
-
-
-def test_grid_shows_truth_own_other_from_left_to_right() -> None:
-    shape = (2, 4, 3, 5, 6)
-    result = Rollouts(*(torch.full(shape, value, dtype=torch.uint8) for value in (10, 20, 30)))
-    picture = grid(result, scale=2)
-    assert picture.shape == (4, 3, 2 * 10 + 2, 3 * 12 + 2 * 2)
-    assert picture[0, 0, 0].tolist() == [10] * 12 + [255] * 2 + [20] * 12 + [255] * 2 + [30] * 12
-    assert picture[3, 2, 10:12].unique().tolist() == [255]

@@ -140,7 +140,7 @@ def test_a_lam_with_a_learning_rate_goes_on_by_the_cotraining_loss(start: CoTrai
     method = adapt(config_adapt, lr_lam=1e-3)
     output, alone = method(labelled, 0), start(labelled, 0)
     assert torch.equal(output.metrics["lam_flow_loss"], alone.metrics["flow_loss"])
-    parts = output.metrics["flow_loss"] + output.metrics["match_loss"]
+    parts = output.metrics["flow_loss"] + method.config.adapt.match_weight * output.metrics["match_loss"]
     torch.testing.assert_close(output.loss.detach(), alone.loss.detach() + parts)
     output.loss.backward()
     assert all(parameter.grad is not None for _, parameter in method.role_parameters("lam"))

@@ -47,8 +47,8 @@ def test_plans_with_the_true_simulator_solve_the_square_and_random_actions_do_no
     assert [row["success"] for row in rows] == [e.success for e in episodes]
     assert json.loads((tmp_path / "results.json").read_text())["models"] == found["models"]
     frames, fps, width, height = probe_video((tmp_path / "videos" / "random-worst.mp4").read_bytes())
-    assert (frames, fps, height) == (16 + 5, 5.0, 192)
-    assert width == 2 * 192 + 4
+    # twice as large, beside the goal, a white line after each
+    assert (frames, fps, height, width) == (16 + 5, 5.0, 2 * 64 + 2, 2 * (2 * 64 + 2))
 
 
 def test_an_episode_does_not_depend_on_those_before_it_nor_on_the_worker() -> None:

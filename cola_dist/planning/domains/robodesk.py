@@ -66,6 +66,7 @@ class RoboDeskDomain:
         self._env = _open(task)
 
     def reset(self, seed: int) -> Frame:
+        """A start as the simulator draws it, and the goal picture of the same start with the task done."""
         # The simulator draws from numpy's global state alone.
         before = np.random.get_state()
         np.random.seed(seed % 2**32)
