@@ -176,6 +176,10 @@ def attach(
 
     Returns why that failed, or nothing.
     """
+    database = uri.removeprefix("sqlite:///")
+    if database != uri and not Path(database).is_file():
+        # MLflow would make an empty one.
+        return f"no database {database}"
     reason = [f"MLflow at {redact(uri)} gave no answer within {wait:g} s"]
 
     def work() -> None:

@@ -8,7 +8,6 @@ where it stood. The last line on stdout is a JSON object.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 from rich.console import Console
 
-from cola_dist import runtime, storage, tracking
+from cola_dist import runtime, storage
 from cola_dist.command import run_command
 from cola_dist.errors import UserError
 from cola_dist.evaluation.evaluate import Request, evaluate, plan
@@ -72,27 +71,11 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _track(job: Evaluate, task: Task, folder: str, result: Mapping[str, Any]) -> bool:
-    """Add files and figures to the run in MLflow that was evaluated; says in a line on stderr why it did not."""
-    from cola_dist.train.session import tracking_uri
+    """Add files and figures to the run in MLflow that was evaluated."""
+    from cola_dist.train.session import add_results
 
-    uri, steps, run, reason = job.tracking.uri or tracking_uri(task.config), 0, "", ""
-    try:
-        ended = json.loads(storage.read_bytes(storage.join(job.run, "result.json")))
-        steps, run = int(ended["steps"]), str(ended["mlflow_run"] or "")
-    except (OSError, ValueError, KeyError):
-        reason = f"{job.run}/result.json names no run there"
-    database = uri.removeprefix("sqlite:///")
-    # MLflow would make an empty one.
-    reason = reason or (f"no database {database}" if database != uri and not Path(database).is_file() else "")
-    reason = reason or ("" if run else f"{job.run} never reached it")
-    if not reason:
-        files = {
-            f"evaluation/{result['protocol']['key']}/{name}": storage.read_bytes(storage.join(folder, name)) for name in result["files"]
-        }
-        reason = tracking.attach(uri, run, files, flat(result["figures"]), steps)
-    if reason:
-        print(f"not in MLflow: {reason}", file=sys.stderr)
-    return not reason
+    files = {f"evaluation/{result['protocol']['key']}/{name}": storage.read_bytes(storage.join(folder, name)) for name in result["files"]}
+    return add_results(job.run, task.config, job.tracking.uri, files, flat(result["figures"]))
 
 
 if __name__ == "__main__":

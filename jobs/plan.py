@@ -3,16 +3,16 @@
     python jobs/plan.py --domain square [--task reach] [--models URI ...] [--planner mppi] [--episodes N] [--seeds S ...]
     python jobs/plan.py --domain robodesk --task push_red --models RUN_A RUN_B --simulator-samples 50
 
-Each URI is a model that was adapted to the domain's actions. All models get the same starts and goals. --output gets results.json, episodes.parquet
-and videos of each model's best and worst episode (on the right: the goal). The last line on stdout is a JSON object.
+Each URI is a model adapted to the domain's actions; all get the same starts and goals. --output gets results.json, episodes.parquet and films of each
+model's best and worst episode (on the right: the goal), as does each model's run in MLflow. The last line on stdout is a JSON object.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,12 @@ from rich.progress import Progress
 
 from cola_dist.command import run_command
 from cola_dist.planning.planner import PlannerName
+
+
+@dataclass(frozen=True)
+class Tracking:
+    uri: str = ""
+    """MLflow's tracking URI; empty = each model's own."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Plan:
     """Environments at once; 0 = one per CPU."""
     gpus: float = 0.0
     """GPUs of each environment; a half lets two share one."""
+    tracking: Tracking = field(default_factory=Tracking)
     debug: bool = False
 
 
@@ -62,7 +69,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     job = tyro.cli(Plan, args=argv, description=__doc__)
 
     from cola_dist import runtime
-    from cola_dist.planning.results import result_table, summary, write_results
+    from cola_dist.planning.results import artifacts, flat, result_table, summary, write_results
     from cola_dist.planning.study import Request, prepare, run_on_ray
 
     asked = (job.domain, job.task, job.models, job.planner, job.episodes, job.seeds, job.horizon)
@@ -73,9 +80,19 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         bar = progress.add_task("episodes", total=len(setup.models) * len(job.seeds) * job.episodes)
         episodes = run_on_ray(setup, job.parallel, job.gpus, lambda _: progress.advance(bar))
     found = summary(episodes, setup)
-    files = write_results(job.output, found, episodes)
+    files = list(write_results(job.output, found, episodes).values())
     Console(width=150).print(result_table(found))
-    return {"status": "done", "output": job.output, **found, "files": list(files.values()), "seconds": time.monotonic() - began}
+    line = {"status": "done", "output": job.output, **found, "files": files}
+    tracked = [name for name, uri in setup.uris.items() if _track(job, uri, artifacts(job.output, found), flat(name, found))]
+    return line | {"tracked": tracked, "seconds": time.monotonic() - began}
+
+
+def _track(job: Plan, uri: str, files: Mapping[str, bytes], metrics: Mapping[str, float]) -> bool:
+    """Add results to a learned model's run in MLflow."""
+    from cola_dist.evaluation.exported import read_run_config
+    from cola_dist.train.session import add_results
+
+    return add_results(uri, read_run_config(uri), job.tracking.uri, files, metrics)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from cola_dist.evaluation.shares import wilson
 from cola_dist.evaluation.statistics import bootstrap_interval, compare_arms
 from cola_dist.evaluation.tables import parquet
 from cola_dist.planning.episode import Episode
-from cola_dist.planning.study import RANDOM, Setup
+from cola_dist.planning.study import RANDOM, SIMULATOR, Setup
 from cola_dist.planning.watch import PARTS
 
 _FPS = 5.0
@@ -31,7 +31,10 @@ def summary(episodes: Sequence[Episode], setup: Setup) -> dict[str, Any]:
     Episodes are paired by start and goal; a pair's p is `compare_arms`' with the episode as unit (other episodes, the same weights), Holm-corrected.
     """
     request = setup.request
-    models = {name: _of_model([e for e in episodes if e.model == name]) | {"uri": setup.uris.get(name, "")} for name in setup.models}
+    models = {
+        name: _of_model([e for e in episodes if e.model == name]) | {"uri": setup.uris.get(name, ""), "videos": _videos(name)}
+        for name in setup.models
+    }
     about = vars(request) | {"learned": list(request.learned), "seeds": list(request.seeds), "classifier_accuracy": setup.accuracy}
     return {"request": about, "unit": setup.unit, "models": models, "pairs": _pairs(episodes, setup)}
 
@@ -64,12 +67,25 @@ def write_results(output: str, found: dict[str, Any], episodes: Sequence[Episode
     files = {"results.json": json.dumps(found, indent=2).encode(), "episodes.parquet": parquet(rows)}
     for model in found["models"]:
         own = sorted((e for e in episodes if e.model == model), key=lambda e: (not e.success, e.steps, e.last_distance))
-        safe = re.sub(r"[^\w.+-]", "_", model)
-        files |= {f"videos/{safe}-best.mp4": film(own[0]), f"videos/{safe}-worst.mp4": film(own[-1])}
+        videos = found["models"][model]["videos"]
+        files |= {videos["best"]: film(own[0]), videos["worst"]: film(own[-1])}
     places = {name: storage.join(output, *name.split("/")) for name in files}
     for name, data in files.items():
         storage.write_bytes(places[name], data)
     return places
+
+
+def artifacts(output: str, found: dict[str, Any]) -> dict[str, bytes]:
+    """What `write_results` wrote below ``output`` and people look at, by its name in MLflow."""
+    words = ["results.json", *(video for figures in found["models"].values() for video in figures["videos"].values())]
+    return {f"{_place(found)}/{word}": storage.read_bytes(storage.join(output, *word.split("/"))) for word in words}
+
+
+def flat(model: str, found: dict[str, Any]) -> dict[str, float]:
+    """A model's figures as curves' names, beside the success rates of the references."""
+    figures = {f"success_rate_{name}": found["models"][name]["rate"] for name in (SIMULATOR, RANDOM)}
+    figures |= {"success_rate": found["models"][model]["rate"], "nearest": found["models"][model]["best_distance"]}
+    return {f"{_place(found)}/{name}": value for name, value in figures.items()}
 
 
 def film(episode: Episode) -> bytes:
@@ -77,6 +93,16 @@ def film(episode: Episode) -> bytes:
     frames = torch.from_numpy(np.stack([*episode.frames, *[episode.frames[-1]] * int(_FPS)])).permute(0, 3, 1, 2)
     goal = torch.from_numpy(episode.goal.copy()).permute(2, 0, 1).expand_as(frames)
     return side_by_side([frames[None], goal[None]], _FPS)
+
+
+def _place(found: dict[str, Any]) -> str:
+    return f"plans/{found['request']['domain']}/{found['request']['task']}"
+
+
+def _videos(model: str) -> dict[str, str]:
+    """Where its best and worst episode are, below the results' folder."""
+    safe = re.sub(r"[^\w.+-]", "_", model)
+    return {word: f"videos/{safe}-{word}.mp4" for word in ("best", "worst")}
 
 
 def _of_model(episodes: Sequence[Episode]) -> dict[str, Any]:

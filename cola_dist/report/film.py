@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import av
@@ -13,10 +14,13 @@ from numpy.typing import NDArray
 
 from cola_dist import storage
 from cola_dist.errors import UserError
-from cola_dist.report.trials import Trial
+from cola_dist.report.blocks import Block, Text, Video, Videos
+from cola_dist.report.words import listing
 
 BUDGET_BYTES = 10 * 1024**2
-"""Of all videos of a page, as base64, with their posters: the page stays below 15 MB."""
+"""Of the videos of a study's page, as base64, with their posters: with those below the page stays below 15 MB."""
+JUDGED_BYTES = 3 * 1024**2
+"""Of the videos of evaluations, adaptations and plans."""
 _POSTER_QUALITY = 70
 
 
@@ -37,12 +41,12 @@ class Film:
         return len(self.source) + len(self.poster)
 
 
-def read_film(trial: Trial, room: int) -> Film | str:
-    """The newest rollout video of a trial, or in words why there is none to show; ``room`` is how many bytes the page still has for it."""
-    if not trial.videos:
+def read_film(videos: Sequence[str], room: int) -> Film | str:
+    """The newest of a run's videos, or in words why there is none to show; ``room`` is how many bytes the page still has for it."""
+    if not videos:
         return "its run has no video"
     try:
-        data = storage.read_bytes(trial.videos[-1])
+        data = storage.read_bytes(videos[-1])
         still = _last_frame(data)
     except (OSError, UserError, ValueError, av.FFmpegError) as error:
         return f"its video cannot be read: {error}"
@@ -50,6 +54,26 @@ def read_film(trial: Trial, room: int) -> Film | str:
     imsave(picture, still, format="jpg", pil_kwargs={"quality": _POSTER_QUALITY})
     film = Film(_data_uri("video/mp4", data), _data_uri("image/jpeg", picture.getvalue()), still)
     return film if film.bytes_in_page <= room else "the page would be too large"
+
+
+class Shelf:
+    """Videos of a page, as long as there is room for them."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+
+    def videos(self, title: str, places: Mapping[str, tuple[str, str]]) -> list[Block]:
+        """The videos at ``places`` (title to path or URI, and what is to be seen), and a line for those that are left out."""
+        shown, missing = [], []
+        for name, (place, alt) in places.items():
+            film = read_film([place], self._room)
+            if isinstance(film, str):
+                missing.append(f"{name} ({film})")
+                continue
+            self._room -= film.bytes_in_page
+            shown.append(Video(name, film.source, film.poster, alt))
+        blocks: list[Block] = [Videos(title, shown)] if shown else []
+        return blocks + ([Text(f"Left out: {listing(missing)}.")] if missing else [])
 
 
 def _last_frame(data: bytes) -> NDArray[np.uint8]:

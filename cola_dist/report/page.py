@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -11,11 +11,16 @@ from markupsafe import Markup
 from cola_dist.report.analysis import Analysis
 from cola_dist.report.blocks import Section, plates
 from cola_dist.report.drawing import Plate
+from cola_dist.report.film import JUDGED_BYTES, Shelf
+from cola_dist.report.judged import Judgement, Kind, of_kind
 from cola_dist.report.origin import Origin
+from cola_dist.report.sections.adaptations import adaptations
 from cola_dist.report.sections.alignment import alignment
 from cola_dist.report.sections.arms import arms
 from cola_dist.report.sections.budget import budget
 from cola_dist.report.sections.codes import codes
+from cola_dist.report.sections.evaluations import evaluations
+from cola_dist.report.sections.plans import plans
 from cola_dist.report.sections.provenance import provenance
 from cola_dist.report.sections.question import question
 from cola_dist.report.sections.ranges import ranges
@@ -27,14 +32,22 @@ from cola_dist.report.words import listing
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SECTIONS = (question, arms, budget, runs, codes, alignment, rollouts, tests_table, response, ranges)
+_JUDGED: Mapping[Kind, Callable[[Sequence[Judgement], Shelf], Section]] = {
+    "evaluation": evaluations,
+    "adaptation": adaptations,
+    "plans": plans,
+}
 
 
-def build(analysis: Analysis, made_by: Origin) -> list[Section]:
-    """All sections, in the order of the page."""
-    return [*(section(analysis) for section in _SECTIONS), provenance(analysis, made_by)]
+def build(analysis: Analysis | None, made_by: Origin, judged: Sequence[Judgement] = ()) -> list[Section]:
+    """All sections, in the order of the page: those of the study, where there is one, then what single runs were judged by."""
+    shelf = Shelf(JUDGED_BYTES)
+    study = [section(analysis) for section in _SECTIONS] if analysis else []
+    found = [section(of_kind(judged, kind), shelf) for kind, section in _JUDGED.items() if of_kind(judged, kind)]
+    return [*study, *found, provenance(analysis, judged, made_by)]
 
 
-def render(analysis: Analysis, sections: Sequence[Section]) -> str:
+def render(analysis: Analysis | None, sections: Sequence[Section]) -> str:
     """The page as HTML: no scripts, no other files; what comes from files is escaped."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -49,6 +62,8 @@ def sheets(sections: Sequence[Section]) -> list[Plate]:
     return [plate for section in sections for plate in (*plates(section.blocks), *section.sheets)]
 
 
-def _title(analysis: Analysis) -> str:
+def _title(analysis: Analysis | None) -> str:
+    if analysis is None:
+        return "What single runs were judged by"
     recipes = list(dict.fromkeys(str(sweep.about.get("recipe") or "unknown recipe") for sweep in analysis.study.sweeps))
     return f"Co-training study: {listing(recipes)} on {listing(analysis.domains)}"

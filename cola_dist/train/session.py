@@ -8,6 +8,7 @@ import json
 import platform
 import secrets
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,6 +70,25 @@ def deliver_waiting(config: RunConfig) -> None:
 def tracking_uri(config: RunConfig) -> str:
     """The tracking URI of the configuration, or the database beside the runs."""
     return config.tracking.uri or f"sqlite:///{storage.local_path(config.output)}/mlflow.db"
+
+
+def add_results(run: str, config: RunConfig, uri: str, files: Mapping[str, bytes], metrics: Mapping[str, float]) -> bool:
+    """Add files and metrics to the MLflow run of the finished run in the folder ``run``, at ``uri`` or where its configuration says.
+
+    Where that fails, a line on stderr says why: who has the files may go on.
+    """
+    try:
+        ended = json.loads(storage.read_bytes(storage.join(run, "result.json")))
+        steps, mlflow_run = int(ended["steps"]), str(ended["mlflow_run"] or "")
+    except (OSError, ValueError, KeyError):
+        reason = f"{run}/result.json names no run there"
+    else:
+        reason = f"{run} never reached it"
+        if mlflow_run:
+            reason = tracking.attach(uri or tracking_uri(config), mlflow_run, files, metrics, steps)
+    if reason:
+        print(f"not in MLflow: {reason}", file=sys.stderr)
+    return not reason
 
 
 def open_tracker(config: RunConfig, run_uri: str, parent: str | None = None) -> Tracker:

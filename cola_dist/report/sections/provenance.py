@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 
 from cola_dist import storage
 from cola_dist.report.analysis import Analysis
 from cola_dist.report.blocks import Block, Code, Fold, Points, Section, Table, Text
+from cola_dist.report.judged import Judgement
 from cola_dist.report.origin import Origin
-from cola_dist.report.trials import Sweep, Trial
+from cola_dist.report.trials import Study, Sweep, Trial
 from cola_dist.report.words import NOTHING, count, listing, number
 from cola_dist.sender import redact
 
 _LISTED = ("recipe", "commit", "started", "budget_seconds", "metric", "mode", "space", "overrides")
 
 
-def provenance(analysis: Analysis, origin: Origin) -> Section:
+def provenance(analysis: Analysis | None, judged: Sequence[Judgement], origin: Origin) -> Section:
     """Commands, commits, versions, budgets, and what became of each trial."""
-    study = analysis.study
-    blocks: list[Block] = [block for sweep in study.sweeps for block in _sweep(sweep)]
-    blocks += [
+    made: list[Block] = [
         Text(f"This page was made at commit {origin.commit or 'unknown'} by"),
         Code(redact(origin.command)),
         Text("with " + ", ".join(f"{name} {version}" for name, version in origin.versions.items()) + ".", small=True),
     ]
+    if judged:
+        made.append(Table(["results", "kind"], [[redact(one.uri), one.kind] for one in judged]))
+    blocks = [*_sweeps(analysis.study), *made, *_trials(analysis.study)] if analysis else made
+    said = _conclusion(analysis) if analysis else f"{count(len(judged), 'folder')} of results."
+    return Section("provenance", "Where this comes from", said, blocks)
+
+
+def _sweeps(study: Study) -> list[Block]:
+    return [block for sweep in study.sweeps for block in _sweep(sweep)]
+
+
+def _trials(study: Study) -> list[Block]:
+    blocks: list[Block] = []
     if study.damaged:
         lines = [f"{_name(trial)}: {redact(reason)}" for trial, reason in study.damaged]
         blocks.append(Fold(f"Damaged, in no figure of this page: {count(len(lines), 'trial')}", [Points(lines)], opened=True))
@@ -35,8 +48,7 @@ def provenance(analysis: Analysis, origin: Origin) -> Section:
         lines = [f"{_name(trial)} ({trial.status})" for trial in study.superseded]
         blocks.append(Fold(f"Replaced by newer trials of the same arm, domain, seed and settings: {len(lines)}", [Points(lines)]))
     columns = ["trial", "arm", "domain", "seed", "settings", "status", "why", "seconds", "steps", "run"]
-    blocks.append(Fold("All trials", [Table(columns, [_row(trial) for trial in study.trials])]))
-    return Section("provenance", "Where this comes from", _conclusion(analysis), blocks)
+    return [*blocks, Fold("All trials", [Table(columns, [_row(trial) for trial in study.trials])])]
 
 
 def _sweep(sweep: Sweep) -> list[Block]:

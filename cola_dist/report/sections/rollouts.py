@@ -33,7 +33,7 @@ def rollouts(analysis: Analysis) -> Section:
         films: dict[str, tuple[Trial, Film]] = {}
         for arm in analysis.arms_in(domain):
             trial = _shown(analysis, domain, arm)
-            film = read_film(trial, room) if trial else "no run with a finite flow loss"
+            film = read_film(trial.videos, room) if trial else "no run with a finite flow loss"
             if isinstance(film, str):
                 missing.append(f"{arm} in {domain} ({film})")
             elif trial:
