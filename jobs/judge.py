@@ -8,9 +8,6 @@ command goes on with the step it stood at. The last line on stdout is a JSON obj
 
 from __future__ import annotations
 
-import json
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -23,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 
 from cola_dist import storage
+from cola_dist.chain import Chain
 from cola_dist.command import run_command
-from cola_dist.errors import UserError
 from cola_dist.evaluation.exported import read_run_config
 from cola_dist.train.session import add_results, tracking_uri
 
@@ -41,7 +38,7 @@ class Judge:
     shares: tuple[float, ...] = (0.05, 0.2, 1.0)
     clips: int = 32
     """Held-out clips for video metrics."""
-    square_steps: int = 400
+    square_steps: int = 600
     """Steps of the adaptation to the drawn square, in which plans are made."""
     episodes: int = 10
     """Episodes that each model plans, for each of two seeds."""
@@ -57,42 +54,24 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     # Adaptations are tracked where the run was.
     tracking = ("--tracking.uri", tracking_uri(config))
     clips = ("--clips", str(job.clips), "--probe-clips", "64", "--output", storage.join(output, "evaluation"), "--workers", "2")
-    told = {"evaluate": _step(output, "evaluate", job.run, *clips)}
+    chain = Chain(output, Path(__file__).parent)
+    told = {"evaluate": chain.step("evaluate", job.run, *clips)}
     shares = ("--shares", *map(str, job.shares), "--data.mixture", job.robot, "1")
-    told["shares"] = _step(output, "shares", job.run, job.recipe, *shares, "--output", runs, *tracking, of="adapt")
-    told["square"] = _step(output, "square", "simulate", "--domain", "square", "--episodes", "400", "--output", square, of="pack")
-    steps = ("--adapt.steps", str(job.square_steps), "--data.mixture", square, "1")
-    told["adapt"] = _step(output, "adapt", job.run, job.recipe, *steps, "--output", runs, *tracking)
-    size = ("--seeds", "0", "1", "--episodes", str(job.episodes), "--samples", "50", "--horizon", "6", "--sampler-steps", "2")
-    told["plan"] = _step(output, "plan", "--models", storage.join(runs, told["adapt"]["run_id"]), *size, "--output", plans)
+    told["shares"] = chain.step("shares", job.run, job.recipe, *shares, "--output", runs, *tracking, of="adapt")
+    told["square"] = chain.step("square", "simulate", "--domain", "square", "--episodes", "400", "--output", square, of="pack")
+    # RUN has not seen the square: its codes say nothing there, and the generator has all of it to learn.
+    new = ["--adapt.match-weight", "0", "--adapt.lr-world", "1e-3", "--adapt.lr-conditioning", "2e-3", "--adapt.steps"]
+    told["adapt"] = chain.step(
+        "adapt", job.run, job.recipe, "--data.mixture", square, "1", *new, str(job.square_steps), "--output", runs, *tracking
+    )
+    size = ["--seeds", "0", "1", "--samples", "50", "--horizon", "6", "--sampler-steps", "2", "--episodes", str(job.episodes)]
+    told["plan"] = chain.step("plan", "--models", storage.join(runs, told["adapt"]["run_id"]), *size, "--output", plans)
     folders = (told["evaluate"]["output"], told["shares"]["series"], plans)
-    told["report"] = _step(output, "report", *folders, "--output", page)
+    told["report"] = chain.step("report", *folders, "--output", page)
     line = {"run": job.run, "output": output, "report": page} | {name: told["evaluate"][name] for name in ("figures", "probe")}
     line |= {"shares": told["shares"]["points"], "plans": told["plan"]["models"], "plan_pairs": told["plan"]["pairs"]}
     line["tracked"] = add_results(job.run, config, "", {"report/report.html": storage.read_bytes(page)}, {})
-    seconds = {name: found["judge_seconds"] for name, found in told.items()}
-    return line | {"seconds_by_step": seconds, "wall_seconds": round(time.monotonic() - began, 1)}
-
-
-def _step(output: str, name: str, *options: str, of: str = "") -> dict[str, Any]:
-    """What the job ``of`` (``name``, if not given) said in its last line, if need be after running it. Raises ``UserError`` where it fails."""
-    kept = storage.join(output, "steps", f"{name}.json")
-    if storage.exists(kept):
-        found: dict[str, Any] = json.loads(storage.read_bytes(kept))
-        return found
-    script = f"{of or name}.py"
-    print(f"\n== python jobs/{shlex.join([script, *options])}", flush=True)
-    began, last = time.monotonic(), ""
-    with subprocess.Popen([sys.executable, Path(__file__).with_name(script), *options], stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout or ():
-            print(last, end="", flush=True)
-            last = line
-    found = json.loads(last) if process.returncode == 0 else {}
-    if found.get("status", "done") not in ("done", "finished") or not found:
-        raise UserError(f"{name} did not finish (above it says why): mend that and give the same command; what is done is kept in {output}")
-    found["judge_seconds"] = round(time.monotonic() - began, 1)
-    storage.write_bytes(kept, json.dumps(found).encode())
-    return found
+    return line | {"seconds_by_step": chain.seconds, "wall_seconds": round(time.monotonic() - began, 1)}
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "settings": {"config", "recipes", "arms"},
     "s3": set(),
     "storage": {"s3"},
+    "chain": {"storage"},
     "spool": set(),
     "runtime": set(),
     "sender": {"spool"},

@@ -126,6 +126,10 @@ class TrainConfig:
 
     seed: int = 0
     workers: int = 2
+    min_workers: int = 0
+    """Go on with fewer workers, down to so many, while nodes are missing; 0 = always ``workers``."""
+    resize_every_s: float = 60.0
+    """Seconds between two looks at whether another number of workers could train."""
     gpus: bool = False
     """One GPU per worker; otherwise the workers run on CPU."""
     cpus_per_worker: float = 1.0

@@ -20,13 +20,15 @@ class Board:
         self._progress: dict[str, Any] = {}
         self._step = 0
         self._stop = False
+        self._saves = 0
+        self._workers = 0
         self._user_error = ""
         self._moved = asyncio.Event()
 
-    async def show(self, progress: Mapping[str, Any]) -> bool:
-        """Rank 0 posts progress and learns whether to stop."""
+    async def show(self, progress: Mapping[str, Any]) -> tuple[bool, int]:
+        """Rank 0 posts progress and learns whether to stop, and how often a checkpoint has been asked for."""
         self._progress = dict(progress)
-        return self._stop
+        return self._stop, self._saves
 
     async def progress(self) -> dict[str, Any]:
         """The newest progress."""
@@ -48,6 +50,18 @@ class Board:
     async def ask_to_stop(self) -> None:
         """The driver was interrupted."""
         self._stop = True
+
+    async def ask_to_save(self) -> None:
+        """A node is about to go, or the group to change its size."""
+        self._saves += 1
+
+    async def resize(self, workers: int) -> None:
+        """The next group has so many workers."""
+        self._workers = workers
+
+    async def workers(self) -> int:
+        """How many the newest group has; 0 where that is fixed."""
+        return self._workers
 
     async def refuse(self, reason: str) -> None:
         """A worker found something that only the user can mend; the first reason stays."""

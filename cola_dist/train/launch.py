@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ from cola_dist.data.latents import ENCODER_CPUS
 from cola_dist.data.stream import Batch, ClipReader, StreamPlan
 from cola_dist.errors import UserError
 from cola_dist.train.board import create_board
+from cola_dist.train.elastic import ElasticTrainer, SavedResize, leaving, sizes
 from cola_dist.train.encoding import EncoderFactory
 from cola_dist.train.hardware import compute_clock
 from cola_dist.train.job import write_config
 from cola_dist.train.loop import plan_stream
 from cola_dist.train.progress import ProgressView
 from cola_dist.train.session import deliver_waiting, run_worker
+from cola_dist.train.worker import Wish
 
 _REPORT_EVERY_S = 0.3
 _READERS_AT_LEAST = 1
@@ -50,6 +53,7 @@ class RayWorker:
         self._answer: Any = None
         self._asked_at = 0.0
         self._stop = False
+        self._saves = -1
 
     def batches(self, reader: ClipReader, plan: StreamPlan) -> Iterator[Batch]:
         """This rank's shard of the dataset that Ray Train made for this worker group."""
@@ -60,16 +64,18 @@ class RayWorker:
         """`hardware.compute_clock` of the device."""
         return compute_clock(self.device)
 
-    def report(self, progress: Mapping[str, Any]) -> bool:
-        """Post progress a few times a second; the answer to an earlier post says whether to stop. Readers hear of each read's first step."""
-        now = time.monotonic()
+    def report(self, progress: Mapping[str, Any]) -> Wish:
+        """Post progress a few times a second; the answer to an earlier post says what is asked for. Readers hear of each read's first step."""
+        now, save = time.monotonic(), False
         if progress["step"] % self._steps_per_read == 0:
             self._board.advance.remote(progress["step"])
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self._stop, self._answer = ray.get(self._answer), None
+            (self._stop, saves), self._answer = ray.get(self._answer), None
+            # What was asked for before this group began has no meaning for it.
+            save, self._saves = saves > self._saves >= 0, saves
         if self._answer is None and now - self._asked_at >= _REPORT_EVERY_S:
             self._answer, self._asked_at = self._board.show.remote(dict(progress)), now
-        return self._stop
+        return "stop" if self._stop else "save" if save else "go on"
 
 
 @dataclass(frozen=True)
@@ -109,11 +115,15 @@ class Training:
         """Begin to train ``config`` in ``run_uri``, or continue what is there, on what ``reader`` reads."""
         self._run_uri = run_uri
         self._board = create_board(config.train.workers, place.board)
+        self._leaving = frozenset[str]()
         self._fit = _Fit(_trainer(config, run_uri, self._board, reader, place))
 
     def running(self, seconds: float) -> bool:
-        """Whether the run still goes on after ``seconds``; returns as soon as it has ended."""
+        """Whether the run still goes on after ``seconds``; returns as soon as it has ended. A node that is about to go has it saved."""
         self._fit.join(seconds)
+        if (nodes := leaving()) - self._leaving:
+            self._board.ask_to_save.remote()
+        self._leaving = nodes
         return self._fit.running()
 
     def progress(self) -> dict[str, Any]:
@@ -145,17 +155,17 @@ def prepare(config: RunConfig, run_uri: str) -> ClipReader:
 
 def demand(config: RunConfig) -> tuple[float, int]:
     """CPUs and GPUs without which a run does not get on: its workers, a reader, its encoders."""
-    train = config.train
+    train, workers = config.train, config.train.min_workers or config.train.workers
     encoders = config.data.latent_workers if config.data.latents else 0
-    cpus = train.workers * train.cpus_per_worker + _READERS_AT_LEAST * config.data.reader_cpus + encoders * ENCODER_CPUS
-    return cpus, train.workers + encoders if train.gpus else 0
+    cpus = workers * train.cpus_per_worker + _READERS_AT_LEAST * config.data.reader_cpus + encoders * ENCODER_CPUS
+    return cpus, workers + encoders if train.gpus else 0
 
 
 def _bundles(config: RunConfig) -> list[dict[str, float]]:
     """`demand`, as what has to lie on one node each."""
     train, gpu = config.train, {"GPU": 1.0} if config.train.gpus else {}
     encoders = config.data.latent_workers if config.data.latents else 0
-    workers = [{"CPU": train.cpus_per_worker} | gpu] * train.workers
+    workers = [{"CPU": train.cpus_per_worker} | gpu] * (train.min_workers or train.workers)
     return [*workers, *[{"CPU": config.data.reader_cpus}] * _READERS_AT_LEAST, *[{"CPU": ENCODER_CPUS} | gpu] * encoders]
 
 
@@ -165,6 +175,7 @@ def connect(config: RunConfig, debug: bool, times: int = 1) -> None:
     A cluster that has too little is waited for as `runtime.make_room` says.
     """
     train, (cpus, gpus) = config.train, demand(config)
+    workers = train.min_workers or train.workers
     runtime.connect(times * cpus, debug)
     have, least = ray.cluster_resources(), times * cpus - _ROUNDING
     if have.get("CPU", 0) < least or have.get("GPU", 0) < times * gpus:
@@ -174,13 +185,13 @@ def connect(config: RunConfig, debug: bool, times: int = 1) -> None:
     runs, each = (f"{times} such runs at once need", " per run") if times > 1 else ("this run needs", "")
     if have.get("CPU", 0) < least:
         raise UserError(
-            f"the cluster has {have.get('CPU', 0):g} CPUs, {runs} {times * cpus:g} ({train.workers} workers of {train.cpus_per_worker:g}, "
+            f"the cluster has {have.get('CPU', 0):g} CPUs, {runs} {times * cpus:g} ({workers} workers of {train.cpus_per_worker:g}, "
             f"a reader of {config.data.reader_cpus:g} and {encoders} encoders of {ENCODER_CPUS:g} each{each}): "
-            "add nodes, or lower train.workers, train.cpus_per_worker, data.reader_cpus or data.latent_workers"
+            "add nodes, or lower train.workers (or train.min_workers), train.cpus_per_worker, data.reader_cpus or data.latent_workers"
         )
     if have.get("GPU", 0) < times * gpus:
         raise UserError(
-            f"the cluster has {have.get('GPU', 0):g} GPUs, {runs} {times * gpus} ({train.workers} workers and {encoders} "
+            f"the cluster has {have.get('GPU', 0):g} GPUs, {runs} {times * gpus} ({workers} workers and {encoders} "
             f"encoders{each}): add nodes, lower train.workers or data.latent_workers, or set --train.gpus False"
         )
 
@@ -198,14 +209,18 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, pl
             ray.get(board.refuse.remote(str(error)))
             raise
 
-    # A reader keeps a whole core busy, whatever it reserves.
-    cpus = ray.cluster_resources().get("CPU", 0) if place.cpus is None else place.cpus
-    free = cpus - train.workers * train.cpus_per_worker
-    readers = max(1, int(free / max(1.0, config.data.reader_cpus)))
+    elastic = bool(train.min_workers) and place.cpus is None
+
+    def free_cpus(workers: int) -> float:
+        cpus = ray.cluster_resources().get("CPU", 0) if place.cpus is None else place.cpus
+        return float(cpus) - workers * train.cpus_per_worker
 
     def clips() -> ray.data.Dataset:
         # Ray Train calls this when it starts a worker group: after a failure the stream begins where the newest checkpoint stands.
-        plan, factory = plan_stream(config, run_uri), EncoderFactory(config)
+        workers = ray.get(board.workers.remote()) or train.workers
+        # A reader keeps a whole core busy, whatever it reserves.
+        readers = max(1, int(free_cpus(workers) / max(1.0, config.data.reader_cpus)))
+        plan, factory = plan_stream(config, run_uri, workers), EncoderFactory(config)
         return stream.dataset(reader, plan, lambda step: ray.get(board.reached.remote(step)), factory, train.gpus, readers)
 
     context = ray.data.DataContext.get_current()
@@ -213,14 +228,20 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, pl
     # Reading a task's memory map every second costs more than reading its clips; what it finds is used for a statistic alone.
     context.memory_usage_poll_interval_s = None
     # Readers that took more than the run's share would hold what the workers of the next run wait for.
-    limits = None if place.cpus is None else ray.data.ExecutionResources(cpu=free)
+    limits = None if place.cpus is None else ray.data.ExecutionResources(cpu=free_cpus(train.workers))
     options = ray.data.ExecutionOptions(preserve_order=True, resource_limits=limits)
     gpu = {"GPU": 1.0} if train.gpus else {}
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    return ray.train.torch.TorchTrainer(
+    trainer: Callable[..., ray.train.torch.TorchTrainer] = ray.train.torch.TorchTrainer
+    if elastic:
+        trainer = partial(ElasticTrainer, allowed=sizes(config), spare_cpus=demand(config)[0] - train.min_workers * train.cpus_per_worker)
+    return trainer(
         train_worker,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=train.workers, use_gpu=train.gpus, resources_per_worker={"CPU": train.cpus_per_worker} | gpu
+            num_workers=(train.min_workers, train.workers) if elastic else train.workers,
+            use_gpu=train.gpus,
+            resources_per_worker={"CPU": train.cpus_per_worker} | gpu,
+            elastic_resize_monitor_interval_s=train.resize_every_s,
         ),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if train.gpus else "gloo"),
         datasets={"clips": clips},
@@ -230,6 +251,7 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, pl
             # Ray Train keeps only its own bookkeeping there: checkpoints and results are ours.
             storage_path=str(Path(tempfile.gettempdir()) / "cola-dist" / "ray-train"),
             failure_config=ray.train.FailureConfig(max_failures=train.max_restarts),
+            callbacks=[SavedResize(board, run_uri)] if elastic else [],
         ),
     )
 

@@ -31,7 +31,7 @@ from cola_dist.train.stage import Stage
 from cola_dist.train.steering import Steering
 from cola_dist.train.tally import Tally
 from cola_dist.train.trace import DIGEST_MODULUS, Trace, TraceLine, digest
-from cola_dist.train.worker import Worker
+from cola_dist.train.worker import Wish, Worker
 
 _WARM_STEPS = 10
 """Steps of a phase that are left out of its data stall: readers are still starting."""
@@ -50,11 +50,11 @@ class Outcome:
     error: str = ""
 
 
-def plan_stream(config: RunConfig, run_uri: str) -> StreamPlan:
-    """What is still to be streamed: from the newest checkpoint's position to the end of the last phase."""
+def plan_stream(config: RunConfig, run_uri: str, world: int) -> StreamPlan:
+    """What is still to be streamed to ``world`` workers: from the newest checkpoint's position to the end of the last phase."""
     uri = latest(run_uri)
     first = read_position(uri).step if uri else 0
-    return StreamPlan(first, sum(phase.steps for phase in phases(config)), config.optim.global_batch, config.train.workers)
+    return StreamPlan(first, sum(phase.steps for phase in phases(config)), config.optim.global_batch, world)
 
 
 class Loop:
@@ -82,8 +82,8 @@ class Loop:
         self._waited = 0.0
         self._spent = 0.0
         self._unreadable = ""
-        self._asked_to_stop = False
-        self._stop = False
+        self._wish: Wish = "go on"
+        self._stop = self._save_now = False
         self._shown: dict[str, Any] = {}
         self.step = 0
         self.record: dict[str, Any] = {"hashes": {}, "evaluations": {}, "step_seconds": {}, "data_stall_percent": {}, "peak_memory": {}}
@@ -129,7 +129,7 @@ class Loop:
                 over = self._look(phase, f"{phase.name}_end" if over else "") or over
             if over:
                 self._close_record(phase)
-            if over or error or self._stop or self.step % self.config.train.checkpoint_every == 0:
+            if over or error or self._stop or self._save_now or self.step % self.config.train.checkpoint_every == 0:
                 self._save(phase)
         self._commit()
         self.stage.close()
@@ -191,20 +191,21 @@ class Loop:
         return next(filter(None, reasons), "")
 
     def _agree(self, result: StepResult, batch: Batch) -> tuple[float, int, bool]:
-        """Of the global batch: mean loss, sample digest, and whether any rank lacks clips; and whether one was asked to stop. One small sum."""
-        signs = [float(self._asked_to_stop), float(bool(self._unreadable))]
+        """Of the global batch: mean loss, sample digest, and whether any rank lacks clips; and what one was asked for. One small sum."""
+        signs = [float(self._wish == "stop"), float(bool(self._unreadable)), float(self._wish == "save")]
         word = torch.tensor([float(result.metrics["loss"]), float(digest(batch.sample)), *signs, self._spent], dtype=torch.float64)
         dist.all_reduce(word, group=self._control)
-        self._stop = bool(word[2] > 0)
-        self.steering.spent_seconds += float(word[4])
+        self._stop, self._save_now = bool(word[2] > 0), bool(word[4] > 0)
+        self.steering.spent_seconds += float(word[5])
         return float(word[0]) / self.worker.world, int(word[1]) % DIGEST_MODULUS, bool(word[3] > 0)
 
     def _show(self, phase: Phase, loss: float) -> None:
-        """Rank 0 shows progress and learns of an interrupt; the next step's sum tells the others."""
+        """Rank 0 shows progress and learns what is asked for; the next step's sum tells the others."""
         if self.worker.rank == 0:
             seconds = statistics.median(itertools.islice(reversed(self._durations), 20))
             progress = {"step": self.step, "phase": phase.name, "loss": loss, "clips_per_s": self.config.optim.global_batch / seconds}
-            self._asked_to_stop = self.worker.report(progress | self._shown) or self._asked_to_stop
+            asked = self.worker.report(progress | self._shown)
+            self._wish = "stop" if self._wish == "stop" else asked
 
     def _log(self, result: StepResult, rates: Mapping[str, float]) -> None:
         metrics = self.tally.reduce()

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,9 @@ import torch.distributed as dist
 from cola_dist.data.order import rank_positions
 from cola_dist.data.stream import Batch, ClipReader, StreamPlan
 from cola_dist.train.hardware import compute_clock
+
+Wish = Literal["go on", "save", "stop"]
+"""What is asked of a run in its midst: nothing, a checkpoint now, or a checkpoint and the end."""
 
 
 class Worker(Protocol):
@@ -29,8 +32,8 @@ class Worker(Protocol):
     def clock(self) -> float:
         """Seconds of which differences are accelerator time, read right before and after each step."""
 
-    def report(self, progress: Mapping[str, Any]) -> bool:
-        """Show progress to the user; returns whether the user asked to stop. Cheap enough for every step."""
+    def report(self, progress: Mapping[str, Any]) -> Wish:
+        """Show progress to the user; returns what is asked for. Cheap enough for every step."""
 
 
 @dataclass
@@ -55,8 +58,8 @@ class LocalWorker:
         """`hardware.compute_clock` of the device."""
         return compute_clock(self.device)
 
-    def report(self, progress: Mapping[str, Any]) -> bool:
+    def report(self, progress: Mapping[str, Any]) -> Wish:
         """Print a line at each evaluation."""
         if progress.get("verdict_at") == progress.get("step"):
             print({k: round(v, 4) if isinstance(v, float) else v for k, v in progress.items()}, flush=True)
-        return False
+        return "go on"

@@ -16,7 +16,7 @@ from cola_dist.config import RunConfig
 from cola_dist.recipes import RECIPES
 from cola_dist.settings import apply_overrides
 from cola_dist.train.session import run_worker
-from cola_dist.train.worker import LocalWorker
+from cola_dist.train.worker import LocalWorker, Wish
 from tests.toy import write_folder
 
 
@@ -48,8 +48,8 @@ class StoppingWorker(LocalWorker):
 
     stop_at = -1
 
-    def report(self, progress: Mapping[str, Any]) -> bool:
-        return progress["step"] >= self.stop_at >= 0
+    def report(self, progress: Mapping[str, Any]) -> Wish:
+        return "stop" if progress["step"] >= self.stop_at >= 0 else "go on"
 
 
 def run_local(config: RunConfig, run_uri: Path, stop_at: int = -1) -> dict[str, Any]:
