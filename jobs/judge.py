@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     config = read_run_config(job.run)
     # Adaptations are tracked where the run was.
     tracking = ("--tracking.uri", tracking_uri(config))
-    clips = ("--clips", str(job.clips), "--probe-clips", "64", "--output", storage.join(output, "evaluation"), "--workers", "2")
+    clips = ("--clips", str(job.clips), "--probe-clips", "256", "--output", storage.join(output, "evaluation"), "--workers", "2")
     chain = Chain(output, Path(__file__).parent)
     told = {"evaluate": chain.step("evaluate", job.run, *clips)}
     shares = ("--shares", *map(str, job.shares), "--data.mixture", job.robot, "1")
