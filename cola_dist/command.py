@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from cola_dist import logs
 from cola_dist.errors import UserError
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
@@ -21,6 +22,7 @@ def run_command(work: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequen
     """
     debug = "--debug" in argv
     try:
+        logs.set_up(logs.chosen())
         result = work(argv)
     except UserError as error:
         if debug:

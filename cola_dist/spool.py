@@ -77,6 +77,10 @@ class Spool:
         """Replace ``delivered.json`` in one step."""
         _write_json(self.folder / "delivered.json", asdict(delivered))
 
+    def backlog_bytes(self) -> int:
+        """Bytes of events behind what is delivered; a line that a kill cut short counts."""
+        return self.events.stat().st_size - self.delivered().offset if self.events.exists() else 0
+
     def groups(self, offset: int, points: int) -> Iterator[Group]:
         """The complete events behind byte ``offset``: metric events in groups of about ``points`` values, all others one by one."""
         if not self.events.exists():

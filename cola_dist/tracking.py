@@ -64,6 +64,9 @@ class RunTracker(Protocol):
     def log_file(self, data: bytes, name: str) -> None:
         """Keep ``data`` as the artifact ``name``; its suffix tells MLflow how to show it (``.mp4``, ``.png``, ``.json``)."""
 
+    def backlog_bytes(self) -> int:
+        """Bytes of this run's events that MLflow has not confirmed yet, files not counted."""
+
     def finish(self, status: Status, wait: float = 30.0) -> bool:
         """End the run. True if all of it reached MLflow within ``wait`` seconds; what did not stays in the spool."""
 
@@ -89,6 +92,10 @@ class NullTracker:
     def log_file(self, data: bytes, name: str) -> None:
         """Do nothing."""
 
+    def backlog_bytes(self) -> int:
+        """Nothing waits."""
+        return 0
+
     def finish(self, status: Status, wait: float = 30.0) -> bool:
         """Do nothing; nothing remains to be delivered."""
         return True
@@ -113,7 +120,7 @@ class Tracker:
         identity: str | None = None,
         parent: str | None = None,
     ) -> None:
-        folder = Spool(spool)
+        self._spool = folder = Spool(spool)
         self._writer = SpoolWriter(folder)
         known = folder.meta()
         identity = identity or (known.identity if known else uuid.uuid4().hex)
@@ -147,6 +154,10 @@ class Tracker:
     def log_file(self, data: bytes, name: str) -> None:
         """See ``RunTracker``. Raises ValueError if ``name`` is not a relative path inside the run."""
         self._writer.add_file(data, name)
+
+    def backlog_bytes(self) -> int:
+        """See ``RunTracker``."""
+        return self._spool.backlog_bytes()
 
     def finish(self, status: Status, wait: float = 30.0) -> bool:
         """See ``RunTracker``. The tracker takes no calls afterwards."""

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 # Which rooms of the package a room may import, besides itself. ``errors`` is open to all.
 MAY_IMPORT: Mapping[str, set[str]] = {
     "errors": set(),
-    "command": set(),
+    "logs": {"sender"},
+    "command": {"logs"},
     "config": set(),
     "checks": {"config"},
     "arms": {"config"},
@@ -39,7 +40,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "evaluation": {"methods", "models", "diagnostics", "data", "settings", "storage", "tracking", "config"},
     "train": {
         *("runtime", "evaluation", "diagnostics", "methods", "models", "data"),
-        *("tracking", "storage", "settings", "checks", "recipes", "arms", "config"),
+        *("tracking", "storage", "settings", "checks", "recipes", "arms", "config", "logs"),
     },
     "planning": {"evaluation", "methods", "models", "data", "settings", "storage", "tracking", "config"},
     "report": {"evaluation", "tracking", "sender", "diagnostics", "arms", "storage", "config"},

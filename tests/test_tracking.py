@@ -141,12 +141,14 @@ def test_everything_arrives(store: Path, tmp_path: Path) -> None:
     tracker.log_metrics({"bad": math.nan}, 0)
     tracker.log_metrics({"bad": math.inf}, 1)
     tracker.log_metrics({f"code{index}": index for index in range(2500)}, 2)
+    assert tracker.backlog_bytes() > 0
     tracker.log_text("recipe: tiny\n", "config/resolved.yaml")
     tracker.log_file(b"\x00\x01video", "rollout/step2.mp4")
     figure = Figure()
     figure.subplots().plot([0, 1])
     tracker.log_figure(figure, "histogram.png")
     assert tracker.finish("FINISHED", wait=PATIENCE)
+    assert tracker.backlog_bytes() == 0
 
     client = mlflow.MlflowClient(database(store))
     run = client.get_run(run_id(spool))
@@ -356,6 +358,7 @@ def test_null_tracker_takes_the_same_calls() -> None:
     tracker.log_text("a", "a")
     tracker.log_figure(Figure(), "a.png")
     tracker.log_file(b"a", "a")
+    assert tracker.backlog_bytes() == 0
     assert tracker.finish("FINISHED")
 
 

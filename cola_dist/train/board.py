@@ -19,11 +19,17 @@ class Board:
     def __init__(self) -> None:
         self._progress: dict[str, Any] = {}
         self._step = 0
+        self._groups = 0
         self._stop = False
         self._saves = 0
         self._workers = 0
         self._user_error = ""
         self._moved = asyncio.Event()
+
+    async def begin(self) -> int:
+        """Rank 0 of a worker group begins; returns how many groups there were before it."""
+        self._groups += 1
+        return self._groups - 1
 
     async def show(self, progress: Mapping[str, Any]) -> tuple[bool, int]:
         """Rank 0 posts progress and learns whether to stop, and how often a checkpoint has been asked for."""

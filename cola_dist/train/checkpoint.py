@@ -129,6 +129,14 @@ class Checkpoint:
             ) from error
 
 
+@dataclass(frozen=True)
+class Commit:
+    """Of a checkpoint that is whole: when it was committed, in Unix seconds, and how many seconds that took since its beginning."""
+
+    at: float
+    seconds: float
+
+
 class CheckpointWriter:
     """Writes the checkpoints of one worker group, one at a time, in a thread."""
 
@@ -138,6 +146,8 @@ class CheckpointWriter:
         self._rank, self._world, self._attempt, self._keep = rank, world, attempt, keep
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self.newest: Commit | None = None
+        """The newest commit of this group; on rank 0 alone, which makes it."""
 
     def save(
         self,
@@ -152,7 +162,7 @@ class CheckpointWriter:
         ``ema`` maps fragment names to this rank's averaged weights. Raises the error of the write before, if it had one.
         """
         self.wait()
-        tensors = {}
+        began, tensors = time.time(), {}
         for f in fragments:
             if f.owned:
                 for kind, tensor in (("weight", f.weight), ("exp_avg", f.exp_avg), ("exp_avg_sq", f.exp_avg_sq), ("ema", ema.get(f.name))):
@@ -167,7 +177,7 @@ class CheckpointWriter:
             "shapes": {n: list(s) for n, s in shapes.items()},
             "world": self._world,
         }
-        self._thread = threading.Thread(target=self._run, args=(uri, tensors, manifest), name="checkpoint-writer")
+        self._thread = threading.Thread(target=self._run, args=(uri, tensors, manifest, began), name="checkpoint-writer")
         self._thread.start()
         return uri
 
@@ -180,7 +190,7 @@ class CheckpointWriter:
             error, self._error = self._error, None
             raise error
 
-    def _run(self, uri: str, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
+    def _run(self, uri: str, tensors: dict[str, Tensor], manifest: dict[str, Any], began: float) -> None:
         try:
             name = f"rank-{self._rank:05d}.safetensors"
             with tempfile.TemporaryDirectory(prefix="cola-checkpoint-") as folder:
@@ -191,6 +201,7 @@ class CheckpointWriter:
             storage.write_bytes(storage.join(uri, f"rank-{self._rank:05d}.json"), json.dumps({"file": name, "sha256": sha256}).encode())
             if self._rank == 0:
                 self._commit(uri, manifest)
+                self.newest = Commit(time.time(), time.time() - began)
         except Exception as error:  # reported by the next wait(), in the training thread
             self._error = error
 

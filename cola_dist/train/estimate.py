@@ -180,7 +180,7 @@ def _phase_plan(config: RunConfig, phase: Phase, family: Sequence[_Parts], param
         {"autoencoder": encoding, "forward": forward * rounds, "backward": backward * rounds},
         round(activations),
         state_bytes(trained, frozen, workers),
-        _traffic(trained, frozen, workers, rounds // workers),
+        traffic_bytes(trained, frozen, workers, rounds // workers),
     )
 
 
@@ -196,9 +196,12 @@ def state_bytes(trained: int, frozen: int, workers: int) -> tuple[int, int, int,
     )
 
 
-def _traffic(trained: int, frozen: int, workers: int, rounds: int) -> tuple[int, int, int, int]:
-    """A ring sends (N-1)/N of the data per pass: stage 0 sums and spreads gradients; 1 and 2 scatter sums of gradients and gather weights; 3 gathers
-    all weights for forward and for backward of each micro-batch, and scatters the gradients of each."""
+def traffic_bytes(trained: int, frozen: int, workers: int, rounds: int) -> tuple[int, int, int, int]:
+    """Bytes that one worker sends in a step of ``rounds`` micro-batches at ZeRO stage 0, 1, 2 and 3.
+
+    A ring sends (N-1)/N of the data per pass: stage 0 sums and spreads gradients; 1 and 2 scatter sums of gradients and gather weights; 3 gathers
+    all weights for forward and for backward of each micro-batch, and scatters the gradients of each.
+    """
     once = (workers - 1) / workers
     reduced, everything = _GRADIENT * trained * once, _WEIGHT * (trained + frozen) * once
     return (int(2 * reduced), int(2 * reduced), int((rounds + 1) * reduced), int(rounds * (2 * everything + reduced)))

@@ -19,7 +19,7 @@ import ray.data
 import ray.train
 import ray.train.torch
 
-from cola_dist import runtime, storage
+from cola_dist import logs, runtime, storage
 from cola_dist.config import RunConfig
 from cola_dist.data import stream
 from cola_dist.data.labels import labels_of
@@ -32,8 +32,9 @@ from cola_dist.train.encoding import EncoderFactory
 from cola_dist.train.hardware import compute_clock
 from cola_dist.train.job import write_config
 from cola_dist.train.loop import plan_stream
+from cola_dist.train.meters import Meters, NullMeters, RayMeters
 from cola_dist.train.progress import ProgressView
-from cola_dist.train.session import deliver_waiting, run_worker
+from cola_dist.train.session import deliver_waiting, identity, run_worker
 from cola_dist.train.worker import Wish
 
 _REPORT_EVERY_S = 0.3
@@ -45,9 +46,14 @@ _ROUNDING = 1e-6
 class RayWorker:
     """One Ray Train worker, seen as the loop sees it."""
 
-    def __init__(self, board: Any, steps_per_read: int) -> None:
+    def __init__(self, board: Any, steps_per_read: int, run: str) -> None:
+        """``run`` is the run's identity, under which its figures are shown."""
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.meters: Meters = NullMeters()
+        if self.rank == 0:
+            self.meters = RayMeters(run)
+            self.meters.show({"restarts": ray.get(board.begin.remote())})
         self.device = ray.train.torch.get_device()
         self._board, self._steps_per_read = board, steps_per_read
         self._answer: Any = None
@@ -97,6 +103,7 @@ def launch(config: RunConfig, run_uri: str, debug: bool = False, parent: str | N
     Raises ``UserError`` for what the user must mend, and whatever ended the run otherwise. SIGTERM and Ctrl-C make the run write a
     checkpoint and end as ``interrupted``.
     """
+    logs.bind(run=identity(run_uri, parent))
     reader = prepare(config, run_uri)
     connect(config, debug)
     training = Training(config, run_uri, reader, Place(parent=parent))
@@ -197,17 +204,21 @@ def connect(config: RunConfig, debug: bool, times: int = 1) -> None:
 
 
 def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, place: Place) -> ray.train.torch.TorchTrainer:
-    train = config.train
+    train, log_format = config.train, logs.chosen()
 
     def train_worker() -> None:
         if ray.get(board.user_error.remote()):
             return
+        logs.set_up(log_format, alone=True)
         storage.trust_endpoints()
+        worker = RayWorker(board, config.data.steps_per_read, identity(run_uri, place.parent))
         try:
-            run_worker(config, run_uri, RayWorker(board, config.data.steps_per_read), place.parent)
+            run_worker(config, run_uri, worker, place.parent)
         except UserError as error:
             ray.get(board.refuse.remote(str(error)))
             raise
+        finally:
+            worker.meters.close()
 
     elastic = bool(train.min_workers) and place.cpus is None
 

@@ -10,7 +10,8 @@ from cola_dist.diagnostics.rules import WATCHED, Look
 from cola_dist.tracking import RunTracker
 from cola_dist.train.observer import Evaluation, code_histogram
 
-_VERDICTS = {"healthy": 0.0, "at risk": 1.0, "collapsed": 2.0}
+VERDICTS = {"healthy": 0.0, "at risk": 1.0, "collapsed": 2.0}
+"""Numbers of the verdicts in MLflow and in Prometheus."""
 
 
 def look_of(step: int, phase: str, evaluation: Evaluation) -> Look:
@@ -23,7 +24,7 @@ def track(tracker: RunTracker, step: int, evaluation: Evaluation, video: bytes |
     """Curves, the code histogram and the rollout video of one evaluation."""
     metrics = {f"heldout/{name}": value for name, value in evaluation.indicators.items()}
     if evaluation.verdict:
-        metrics["heldout/verdict"] = _VERDICTS[evaluation.verdict]
+        metrics["heldout/verdict"] = VERDICTS[evaluation.verdict]
         tracker.set_tags({"verdict": evaluation.verdict})
     tracker.log_metrics(metrics, step)
     figure = code_histogram(evaluation.sums, step)

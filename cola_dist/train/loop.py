@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cola_dist import logs
 from cola_dist.config import RunConfig
 from cola_dist.data.labels import labels_of
 from cola_dist.data.stream import Batch, ClipReader, StreamPlan, open_reader
@@ -24,7 +25,7 @@ from cola_dist.train import hardware
 from cola_dist.train.adaptation import measured_by_one
 from cola_dist.train.checkpoint import Checkpoint, CheckpointWriter, latest, read_position
 from cola_dist.train.engine import Engine, StepResult
-from cola_dist.train.looks import look_of, track, write_look
+from cola_dist.train.looks import VERDICTS, look_of, track, write_look
 from cola_dist.train.observer import Observer, to_clips
 from cola_dist.train.rates import learning_rates
 from cola_dist.train.stage import Stage
@@ -91,6 +92,8 @@ class Loop:
     def run(self) -> Outcome:
         """Train to the end of the last phase, or until interrupted or broken; always leaves a checkpoint."""
         self._resume()
+        every = self.config.train.checkpoint_every
+        self.worker.meters.show({"step": self.step, "checkpoint_every_steps": every, "checkpoint_timestamp_seconds": time.time()})
         plan = StreamPlan(self.step, self.steering.planned_steps, self.config.optim.global_batch, self.worker.world)
         batches = self.worker.batches(self.reader, plan)
         began, first_step = time.perf_counter(), self.step
@@ -111,6 +114,7 @@ class Loop:
     def _run_phase(self, span: Span, batches: Iterator[Batch]) -> str:
         """Returns an error that ends the run, or nothing. On return the phase's last checkpoint is committed."""
         phase = span.phase
+        self.worker.meters.enter(phase.name)
         engine = self.stage.open(phase, self.checkpoint_uri)
         self._durations.clear()
         self._waits.clear()
@@ -152,6 +156,7 @@ class Loop:
             self.trace.add(TraceLine(self.step, loss, ids))
         self._nonfinite = 0 if result.applied else self._nonfinite + 1
         self.step += 1
+        logs.bind(step=self.step)
         self._durations.append(time.perf_counter() - began)
         self._waits.append(waited)
         self._show(phase, loss)
@@ -203,9 +208,21 @@ class Loop:
         """Rank 0 shows progress and learns what is asked for; the next step's sum tells the others."""
         if self.worker.rank == 0:
             seconds = statistics.median(itertools.islice(reversed(self._durations), 20))
-            progress = {"step": self.step, "phase": phase.name, "loss": loss, "clips_per_s": self.config.optim.global_batch / seconds}
+            speed = self.config.optim.global_batch / seconds
+            progress = {"step": self.step, "phase": phase.name, "loss": loss, "clips_per_s": speed}
             asked = self.worker.report(progress | self._shown)
             self._wish = "stop" if self._wish == "stop" else asked
+            self.worker.meters.show(
+                {
+                    "step": self.step,
+                    "steps_planned": self.steering.course.end,
+                    "step_seconds": seconds,
+                    "clips_per_second": speed,
+                    "loss": loss,
+                }
+            )
+            if commit := self.writer.newest:
+                self.worker.meters.show({"checkpoint_seconds": commit.seconds, "checkpoint_timestamp_seconds": commit.at})
 
     def _log(self, result: StepResult, rates: Mapping[str, float]) -> None:
         metrics = self.tally.reduce()
@@ -222,6 +239,9 @@ class Loop:
                 "step_applied": float(result.applied),
             }
             self.tracker.log_metrics({f"train/{k}": v for k, v in metrics.items()}, self.step)
+            stall, backlog = metrics["data_stall_percent"] / 100, self.tracker.backlog_bytes()
+            self.worker.meters.show({"data_stall_ratio": stall, "tracking_backlog_bytes": backlog})
+            self.worker.meters.skipped(self.tally.skipped())
         self.tally.check()
 
     def _look(self, phase: Phase, name: str) -> bool:
@@ -246,6 +266,7 @@ class Loop:
             write_look(self.run_uri, self.step, about, evaluation, video)
         shown = {k: evaluation.indicators[k] for k in ("perplexity", "sensitivity_gap") if k in evaluation.indicators}
         self._shown = shown | {"verdict": evaluation.verdict, "verdict_at": self.step}
+        self.worker.meters.show(shown | ({"verdict": VERDICTS[evaluation.verdict]} if evaluation.verdict else {}))
         dist.barrier(group=self._control)
         return over
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 from safetensors.torch import save as to_safetensors
 
-from cola_dist import storage, tracking
+from cola_dist import logs, storage, tracking
 from cola_dist.config import RunConfig
 from cola_dist.methods import build_method
 from cola_dist.methods.adapt import Adapt
@@ -40,6 +40,7 @@ def run_worker(config: RunConfig, run_uri: str, worker: Worker, parent: str | No
     """
     attempt = [secrets.token_hex(4)]
     dist.broadcast_object_list(attempt, src=0)
+    logs.bind(run=identity(run_uri, parent), rank=worker.rank, attempt=attempt[0])
     tracker: RunTracker = open_tracker(config, run_uri, parent) if worker.rank == 0 else NullTracker()
     try:
         loop = Loop(config, run_uri, worker, tracker, attempt[0])
@@ -52,6 +53,12 @@ def run_worker(config: RunConfig, run_uri: str, worker: Worker, parent: str | No
     result = [_finish(config, run_uri, outcome, tracker) if worker.rank == 0 else {}]
     dist.broadcast_object_list(result, src=0)
     return result[0]
+
+
+def identity(run_uri: str, parent: str | None = None) -> str:
+    """What the run in the folder ``run_uri`` is called among all: its name, below its parent's if it has one."""
+    name = storage.name(run_uri)
+    return name if parent is None else f"{parent}/{name}"
 
 
 def spool_folder(config: RunConfig, run_uri: str) -> Path:
@@ -93,13 +100,11 @@ def add_results(run: str, config: RunConfig, uri: str, files: Mapping[str, bytes
 
 def open_tracker(config: RunConfig, run_uri: str, parent: str | None = None) -> Tracker:
     """The tracker of the run (or sweep) in the folder ``run_uri``, whose name is its name and, within a parent, its identity."""
-    name = storage.name(run_uri)
-    identity = name if parent is None else f"{parent}/{name}"
-    uri = tracking_uri(config)
+    uri, name = tracking_uri(config), storage.name(run_uri)
     # A database holds no files, and MLflow would put them below whatever folder the job was started in.
     database = uri.removeprefix("sqlite:///")
     artifacts = str(Path(database).absolute().parent / "mlartifacts") if database != uri else None
-    return Tracker(spool_folder(config, run_uri), uri, config.tracking.experiment, name, artifacts, identity, parent)
+    return Tracker(spool_folder(config, run_uri), uri, config.tracking.experiment, name, artifacts, identity(run_uri, parent), parent)
 
 
 def _track_origin(tracker: RunTracker, config: RunConfig, loop: Loop) -> None:

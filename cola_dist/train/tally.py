@@ -75,9 +75,15 @@ class Tally:
         self._totals = values[len(own) + 4 :].reshape(self._counts.shape)
         self._metrics, self._waited, self._steps, self._cost, self._clips = {}, 0.0, 0, np.zeros(3), 0
         self._since = time.perf_counter()
-        for reason, row in zip(SKIP_REASONS, self._totals[1:], strict=True):
-            means |= {f"clips_skipped/{reason}/{name}": float(count) for name, count in zip(self._names, row, strict=True)}
-        return means
+        return means | {f"clips_skipped/{reason}/{name}": count for (name, reason), count in self.skipped().items()}
+
+    def skipped(self) -> dict[tuple[str, str], float]:
+        """Clips skipped on all ranks by (source, reason), as of the last ``reduce``."""
+        return {
+            (name, reason): float(count)
+            for reason, row in zip(SKIP_REASONS, self._totals[1:], strict=True)
+            for name, count in zip(self._names, row, strict=True)
+        }
 
     def check(self) -> None:
         """Raises ``UserError``, on every rank alike, if a source's share of unreadable clips is above the limit."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from cola_dist.data.order import rank_positions
 from cola_dist.data.stream import Batch, ClipReader, StreamPlan
 from cola_dist.train.hardware import compute_clock
+from cola_dist.train.meters import Meters, NullMeters
 
 Wish = Literal["go on", "save", "stop"]
 """What is asked of a run in its midst: nothing, a checkpoint now, or a checkpoint and the end."""
@@ -25,6 +26,8 @@ class Worker(Protocol):
     rank: int
     world: int
     device: torch.device
+    meters: Meters
+    """Where this rank's figures go while the run goes on."""
 
     def batches(self, reader: ClipReader, plan: StreamPlan) -> Iterator[Batch]:
         """This rank's batch of each step of the plan."""
@@ -43,6 +46,7 @@ class LocalWorker:
     device: torch.device
     rank: int = 0
     world: int = 1
+    meters: Meters = field(default_factory=NullMeters)
 
     def __post_init__(self) -> None:
         if not dist.is_initialized():

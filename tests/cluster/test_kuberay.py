@@ -164,9 +164,11 @@ def test_the_dashboard_is_open_to_ray_to_submitters_and_to_the_operator_alone() 
     policies = [document for _, document in PLAIN if document["kind"] == "NetworkPolicy"]
     assert {"podSelector": {}, "policyTypes": ["Ingress"]} in [policy["spec"] for policy in policies], "without it all is open"
     rules = [rule for policy in policies if selected(policy, head) for rule in policy["spec"].get("ingress", [])]
-    peers = [peer for rule in rules for peer in rule["from"]]
     assert all(rule["from"] for rule in rules)
-    assert not [peer for peer in peers if "ipBlock" in peer]
+    assert not [peer for rule in rules for peer in rule["from"] if "ipBlock" in peer]
+    # A rule without ports is one for all of them.
+    to_dashboard = [rule for rule in rules if 8265 in [port["port"] for port in rule.get("ports", [{"port": 8265}])]]
+    peers = [peer for rule in to_dashboard for peer in rule["from"]]
     assert peers == [
         {"podSelector": {"matchLabels": {"ray.io/cluster": "cola"}}},
         {"podSelector": {"matchLabels": {"ray.io/originated-from-crd": "RayJob"}}},
