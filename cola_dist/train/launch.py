@@ -20,7 +20,7 @@ import ray.train
 import ray.train.torch
 
 from cola_dist import logs, runtime, storage
-from cola_dist.config import RunConfig
+from cola_dist.config import RunConfig, TrainConfig
 from cola_dist.data import stream
 from cola_dist.data.labels import labels_of
 from cola_dist.data.latents import ENCODER_CPUS
@@ -234,29 +234,18 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, pl
         plan, factory = plan_stream(config, run_uri, workers), EncoderFactory(config)
         return stream.dataset(reader, plan, lambda step: ray.get(board.reached.remote(step)), factory, train.gpus, readers)
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
-    # Reading a task's memory map every second costs more than reading its clips; what it finds is used for a statistic alone.
-    context.memory_usage_poll_interval_s = None
     # Readers that took more than the run's share would hold what the workers of the next run wait for.
     limits = None if place.cpus is None else ray.data.ExecutionResources(cpu=free_cpus(train.workers))
-    options = ray.data.ExecutionOptions(preserve_order=True, resource_limits=limits)
-    gpu = {"GPU": 1.0} if train.gpus else {}
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     trainer: Callable[..., ray.train.torch.TorchTrainer] = ray.train.torch.TorchTrainer
     if elastic:
         trainer = partial(ElasticTrainer, allowed=sizes(config), spare_cpus=demand(config)[0] - train.min_workers * train.cpus_per_worker)
     return trainer(
         train_worker,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=(train.min_workers, train.workers) if elastic else train.workers,
-            use_gpu=train.gpus,
-            resources_per_worker={"CPU": train.cpus_per_worker} | gpu,
-            elastic_resize_monitor_interval_s=train.resize_every_s,
-        ),
+        scaling_config=_scaling(train, elastic),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if train.gpus else "gloo"),
         datasets={"clips": clips},
-        dataset_config=ray.train.DataConfig(execution_options=options),
+        dataset_config=ray.train.DataConfig(execution_options=_reading(limits)),
         run_config=ray.train.RunConfig(
             name=storage.name(run_uri),
             # Ray Train keeps only its own bookkeeping there: checkpoints and results are ours.
@@ -264,6 +253,25 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, pl
             failure_config=ray.train.FailureConfig(max_failures=train.max_restarts),
             callbacks=[SavedResize(board, run_uri)] if elastic else [],
         ),
+    )
+
+
+def _reading(limits: ray.data.ExecutionResources | None) -> ray.data.ExecutionOptions:
+    """How Ray Data reads; sets the context of this process too."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    # Reading a task's memory map every second costs more than reading its clips; what it finds is used for a statistic alone.
+    context.memory_usage_poll_interval_s = None
+    return ray.data.ExecutionOptions(preserve_order=True, resource_limits=limits)
+
+
+def _scaling(train: TrainConfig, elastic: bool) -> ray.train.ScalingConfig:
+    gpu = {"GPU": 1.0} if train.gpus else {}
+    return ray.train.ScalingConfig(
+        num_workers=(train.min_workers, train.workers) if elastic else train.workers,
+        use_gpu=train.gpus,
+        resources_per_worker={"CPU": train.cpus_per_worker} | gpu,
+        elastic_resize_monitor_interval_s=train.resize_every_s,
     )
 
 
