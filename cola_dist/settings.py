@@ -22,6 +22,7 @@ from cola_dist.arms import ARMS
 from cola_dist.config import RunConfig
 from cola_dist.errors import UserError
 from cola_dist.recipes import RECIPES, build_recipe
+from cola_dist.redact import everywhere, without_credentials
 
 _IDENTITY = (
     "recipe",
@@ -128,8 +129,8 @@ def apply_overrides(base: RunConfig, options: Sequence[str]) -> RunConfig:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The resolved configuration as YAML."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    """The resolved configuration as YAML. Credentials inside a URI, which `checks.check` refuses, are not in it."""
+    return yaml.safe_dump(everywhere(dataclasses.asdict(config), without_credentials), sort_keys=False)
 
 
 def from_yaml(text: str, where: str) -> RunConfig:

@@ -26,6 +26,7 @@ from cola_dist import storage
 from cola_dist.command import run_command
 from cola_dist.errors import UserError
 from cola_dist.evaluation.exported import read_run_config
+from cola_dist.redact import redact
 from cola_dist.train.session import add_results, tracking_uri
 
 
@@ -54,8 +55,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     output = storage.absolute(job.output or storage.join(job.run, "judged"))
     square, runs, plans, page = (storage.join(output, name) for name in ("square", "runs", "plans", "report.html"))
     config = read_run_config(job.run)
-    # Adaptations are tracked where the run was.
-    tracking = ("--tracking.uri", tracking_uri(config))
+    tracking = ("--tracking.uri", tracking_uri(config))  # adaptations are tracked where the run was
     clips = ("--clips", str(job.clips), "--probe-clips", "64", "--output", storage.join(output, "evaluation"), "--workers", "2")
     told = {"evaluate": _step(output, "evaluate", job.run, *clips)}
     shares = ("--shares", *map(str, job.shares), "--data.mixture", job.robot, "1")
@@ -81,7 +81,7 @@ def _step(output: str, name: str, *options: str, of: str = "") -> dict[str, Any]
         found: dict[str, Any] = json.loads(storage.read_bytes(kept))
         return found
     script = f"{of or name}.py"
-    print(f"\n== python jobs/{shlex.join([script, *options])}", flush=True)
+    print(redact(f"\n== python jobs/{shlex.join([script, *options])}"), flush=True)
     began, last = time.monotonic(), ""
     with subprocess.Popen([sys.executable, Path(__file__).with_name(script), *options], stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from cola_dist import storage
 from cola_dist.errors import UserError
 from cola_dist.evaluation.tables import parquet
+from cola_dist.redact import everywhere, redact
 from cola_dist.report.trials import Look, Ruling, Span, Study, Sweep, Trial, spans_of
-from cola_dist.sender import redact
 
 TRIALS, CURVES, SWEEPS = "trials.parquet", "curves.parquet", "sweeps.json"
 _WHO = ("trial", "arm", "domain", "seed", "sweep")
@@ -29,7 +29,7 @@ def write_raw(folder: str, study: Study) -> list[str]:
     """
     uses = [*((t, "used") for t in study.trials), *((t, "damaged") for t, _ in study.damaged), *((t, "replaced") for t in study.superseded)]
     curves = [_who(trial) | _look_row(look) for trial in study.trials for look in trial.looks]
-    sweeps = [json.loads(redact(json.dumps({**sweep.about, "name": storage.name(sweep.uri)}))) for sweep in study.sweeps]
+    sweeps = [everywhere({**sweep.about, "name": storage.name(sweep.uri)}, redact) for sweep in study.sweeps]
     storage.write_bytes(storage.join(folder, TRIALS), parquet([_trial_row(trial, use) for trial, use in uses]))
     storage.write_bytes(storage.join(folder, CURVES), parquet(curves))
     storage.write_bytes(storage.join(folder, SWEEPS), json.dumps(sweeps, indent=1).encode())

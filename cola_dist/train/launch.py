@@ -25,6 +25,7 @@ from cola_dist.data.labels import labels_of
 from cola_dist.data.latents import ENCODER_CPUS
 from cola_dist.data.stream import Batch, ClipReader, StreamPlan
 from cola_dist.errors import UserError
+from cola_dist.redact import redact
 from cola_dist.train.board import create_board
 from cola_dist.train.encoding import EncoderFactory
 from cola_dist.train.hardware import compute_clock
@@ -195,8 +196,10 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, pl
         try:
             run_worker(config, run_uri, RayWorker(board, config.data.steps_per_read), place.parent)
         except UserError as error:
-            ray.get(board.refuse.remote(str(error)))
-            raise
+            # Ray writes down what a worker raises, and what that was raised from.
+            told = redact(str(error))
+            ray.get(board.refuse.remote(told))
+            raise UserError(told) from None
 
     # A reader keeps a whole core busy, whatever it reserves.
     cpus = ray.cluster_resources().get("CPU", 0) if place.cpus is None else place.cpus

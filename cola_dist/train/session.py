@@ -22,6 +22,7 @@ from cola_dist.config import RunConfig
 from cola_dist.methods import build_method
 from cola_dist.methods.adapt import Adapt
 from cola_dist.models.autoencoder import PixelAutoencoder
+from cola_dist.redact import redact
 from cola_dist.settings import to_yaml
 from cola_dist.tracking import NullTracker, RunTracker, Tracker, run_id
 from cola_dist.train.checkpoint import Checkpoint
@@ -132,7 +133,7 @@ def _finish(config: RunConfig, run_uri: str, outcome: Outcome, tracker: RunTrack
     result = {
         "run_id": storage.name(run_uri),
         "status": outcome.status,
-        "error": outcome.error,
+        "error": redact(outcome.error),
         "steps": outcome.step,
         "checkpoint": outcome.checkpoint,
         "export": exported,

@@ -17,8 +17,8 @@ import yaml
 
 from cola_dist import storage
 from cola_dist.errors import UserError
+from cola_dist.redact import redact
 from cola_dist.settings import apply_overrides, as_options, base_of
-from cola_dist.tracking import redact
 from cola_dist.train.session import commit, tracking_uri
 from cola_dist.train.sweep.plan import Plan
 from cola_dist.train.sweep.space import Space, read_space, to_tree
