@@ -78,7 +78,7 @@ def _step(output: str, name: str, *options: str, of: str = "") -> dict[str, Any]
     """What the job ``of`` (``name``, if not given) said in its last line, if need be after running it. Raises ``UserError`` where it fails."""
     kept = storage.join(output, "steps", f"{name}.json")
     if storage.exists(kept):
-        found: dict[str, Any] = json.loads(storage.read_bytes(kept))
+        found: dict[str, Any] = storage.read_json(kept)
         return found
     script = f"{of or name}.py"
     print(redact(f"\n== python jobs/{shlex.join([script, *options])}"), flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import tempfile
@@ -132,7 +131,7 @@ class Training:
         if refused:
             raise UserError(refused)
         self._fit.raise_error()
-        result: dict[str, Any] = json.loads(storage.read_bytes(storage.join(self._run_uri, "result.json")))
+        result: dict[str, Any] = storage.read_json(storage.join(self._run_uri, "result.json"))
         return result
 
 

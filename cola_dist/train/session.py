@@ -79,7 +79,7 @@ def add_results(run: str, config: RunConfig, uri: str, files: Mapping[str, bytes
     Where that fails, a line on stderr says why: who has the files may go on.
     """
     try:
-        ended = json.loads(storage.read_bytes(storage.join(run, "result.json")))
+        ended = storage.read_json(storage.join(run, "result.json"))
         steps, mlflow_run = int(ended["steps"]), str(ended["mlflow_run"] or "")
     except (OSError, ValueError, KeyError):
         reason = f"{run}/result.json names no run there"

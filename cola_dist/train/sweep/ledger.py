@@ -93,7 +93,7 @@ class Ledger:
 def read_ledger(uri: str) -> Ledger:
     """The ledger at ``uri``, empty where there is none yet. Raises ``UserError`` for one that is damaged."""
     try:
-        rows = json.loads(storage.read_bytes(uri))
+        rows = storage.read_json(uri)
         entries = [Entry(**row) for row in rows]
     except FileNotFoundError:
         return Ledger(uri)
