@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install -qq --no-compile --disable-pip-version-check
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test faults bench study check clean
+.PHONY: demo test faults bench study check audit licences clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.runtime
@@ -28,6 +28,12 @@ check: $(VENV)/.dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy --strict cola_dist
+
+audit: $(VENV)/.dev
+	.ci/audit
+
+licences: $(VENV)/.dev
+	$(RUN) -m tests.security.licences
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -12,6 +12,7 @@ from typing import Any
 
 from cola_dist import storage
 from cola_dist.errors import UserError
+from cola_dist.redact import redact
 
 _DONE = ("done", "finished")
 
@@ -34,13 +35,13 @@ class Chain:
                 remedy = f"mend that and give the same command; what is done is kept in {self._output}"
                 raise UserError(f"{name} did not finish (above it says why): {remedy}")
             storage.write_bytes(kept, json.dumps({"said": said, "seconds": round(time.monotonic() - began, 1)}).encode())
-        found = json.loads(storage.read_bytes(kept))
+        found = storage.read_json(kept)
         self.seconds[name] = found["seconds"]
         return dict(found["said"])
 
     def _run(self, script: str, options: tuple[str, ...]) -> dict[str, Any]:
         """Show what the job prints, but for its last line, which is returned; empty if the job failed."""
-        print(f"\n== python jobs/{shlex.join([script, *options])}", flush=True)
+        print(redact(f"\n== python jobs/{shlex.join([script, *options])}"), flush=True)
         last = ""
         with subprocess.Popen([sys.executable, self._jobs / script, *options], stdout=subprocess.PIPE, text=True) as process:
             for line in process.stdout or ():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from cola_dist.config import AUTOENCODERS, AdaptConfig, BottleneckConfig, RunConfig, fsq_levels
 from cola_dist.errors import UserError
+from cola_dist.redact import HIDDEN, without_credentials
 
 _PLACING = ("init", "reset_every")
 _CODEBOOK = (*_PLACING, "codebook_weight", "commitment_weight", "entropy_weight")
@@ -27,10 +29,32 @@ def check(config: RunConfig) -> None:
 
 
 def _problems(c: RunConfig) -> Iterator[str]:
+    yield from _secrets(dataclasses.asdict(c))
     yield from _data_problems(c)
     yield from _model_problems(c)
     yield from _training_problems(c)
     yield from _observation_problems(c)
+
+
+def _secrets(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Fields that hold credentials, without showing them: a configuration is written into the run's folder, and to MLflow."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _secrets(value, f"{prefix}{without_credentials(str(key))}.")
+        named = [text for text in (key, value) if isinstance(text, str)]
+        if f"{prefix}{key}" == "tracking.uri" and _holds_secret(value):
+            yield (
+                "tracking.uri holds a user or password, which would be written into the run's folder: leave them out, also where a run is resumed, "
+                "and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead (for a database what its driver reads, such as PGPASSWORD)"
+            )
+        elif any(map(_holds_secret, named)):
+            name = f"{prefix}{without_credentials(str(key))}"
+            yield f"{name} holds a password or key: leave it out; credentials come from the environment, as SECURITY.md says"
+
+
+def _holds_secret(text: str) -> bool:
+    """Whether it does, or did before it was written down without."""
+    return HIDDEN in text or without_credentials(text) != text
 
 
 def _data_problems(c: RunConfig) -> Iterator[str]:
@@ -131,8 +155,6 @@ def _bottleneck_problems(b: BottleneckConfig) -> Iterator[str]:
 
 
 def _training_problems(c: RunConfig) -> Iterator[str]:
-    if "@" in c.tracking.uri.partition("://")[2].partition("/")[0]:
-        yield "tracking.uri holds a user or password: put them into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
     yield from _phase_problems(c)
     if c.train.workers < 1:
         yield f"train.workers is {c.train.workers}: it must be at least 1"

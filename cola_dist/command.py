@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cola_dist import logs
 from cola_dist.errors import UserError
+from cola_dist.redact import redact
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -25,19 +27,20 @@ def run_command(work: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequen
         logs.set_up(logs.chosen())
         result = work(argv)
     except UserError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
+        _complain(traceback.format_exc() if debug else f"error: {error}")
         return BAD_INPUT
     except Exception as error:
-        if debug:
-            raise
-        print(f"error: {_last_line(error)} (--debug shows where)", file=sys.stderr)
+        _complain(traceback.format_exc() if debug else f"error: {_last_line(error)} (--debug shows where)")
         return FAILED
     if result.get("status") == "failed":
-        print(f"error: {result.get('error')}", file=sys.stderr)
+        _complain(f"error: {result.get('error')}")
     print(json.dumps(_plain(result), allow_nan=False), flush=True)
     return FAILED if result.get("status") == "failed" else DONE
+
+
+def _complain(text: str) -> None:
+    """Print to stderr, without secrets, and without what would make a terminal do more than show it: messages hold names of files."""
+    print("".join(sign if sign.isprintable() or sign in "\n\t" else "?" for sign in redact(text).rstrip()), file=sys.stderr)
 
 
 def _plain(value: Any) -> Any:

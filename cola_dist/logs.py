@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cola_dist.errors import UserError
-from cola_dist.sender import redact
+from cola_dist.redact import redact
 
 VARIABLE = "COLA_LOG_FORMAT"
 

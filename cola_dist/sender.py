@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cola_dist.spool import Delivered, Group, Spool
+from cola_dist.redact import redact
+from cola_dist.spool import Delivered, Group, Spool, inside
 
 IDENTITY_TAG = "cola_dist.identity"
 PARENT_TAG = "mlflow.parentRunId"
@@ -28,12 +29,6 @@ CLIENT_SETTINGS = {
 }
 
 _log = logging.getLogger("cola_dist.tracking")
-
-
-def redact(text: str) -> str:
-    """``text`` without the credentials of any URI in it: ``user:password@`` and the values of password-like query fields."""
-    text = re.sub(r"://\S*@", "://***@", text)
-    return re.sub(r"(?i)([?&][\w-]*(?:password|token|secret|key)=)[^&\s]+", r"\1***", text)
 
 
 class Sender:
@@ -166,13 +161,14 @@ def connect(uri: str) -> tuple[Any, Any]:
 
 
 def add_to_run(uri: str, run: str, files: Mapping[str, bytes], metrics: Mapping[str, float], step: int) -> None:
-    """Log ``files`` by artifact name and ``metrics`` at ``step`` to a run that exists. Raises what MLflow raises."""
+    """Log ``files`` by artifact name and ``metrics`` at ``step`` to a run that exists. Raises what MLflow raises, and ValueError for a name that
+    leads out of the run."""
     client, _ = connect(uri)
     from mlflow.entities import Metric
 
     with tempfile.TemporaryDirectory() as folder:
         for name, data in files.items():
-            path = Path(folder, name)
+            path = Path(folder, *inside(name))
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
             client.log_artifact(run, str(path), path.parent.relative_to(folder).as_posix())

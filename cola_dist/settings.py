@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from cola_dist.arms import ARMS
 from cola_dist.config import RunConfig
 from cola_dist.errors import UserError
 from cola_dist.recipes import RECIPES, build_recipe
+from cola_dist.redact import everywhere, without_credentials
 
 _IDENTITY = (
     "recipe",
@@ -60,6 +62,8 @@ _FREE = (
     "joint.guard_returns",
 )
 _STAGES = "--data.stages"
+LARGEST_YAML, MOST_YAML = 2**20, 100_000
+"""Bytes of a YAML file, and values in it."""
 
 
 @dataclass(frozen=True)
@@ -127,14 +131,50 @@ def apply_overrides(base: RunConfig, options: Sequence[str]) -> RunConfig:
     return config
 
 
+def load_yaml(text: str | bytes) -> Any:
+    """What a YAML text says: plain values alone, each key once, and no more of it than ``MOST_YAML``. Raises ``yaml.YAMLError``."""
+    if len(text) > LARGEST_YAML:
+        raise yaml.YAMLError(f"longer than {LARGEST_YAML} bytes")
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _nodes(node, {}) > MOST_YAML:
+            raise yaml.YAMLError(f"unfolds to more than {MOST_YAML} values")
+        return loader.construct_document(node)
+    except (RecursionError, ValueError) as error:
+        raise yaml.YAMLError("nested too deeply" if isinstance(error, RecursionError) else str(error)) from error
+    finally:
+        loader.dispose()
+
+
+def _nodes(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """Values in ``node``, each anchor counted wherever it is used: text of a line may stand for billions. Raises ``yaml.YAMLError``."""
+    if node not in known:
+        known[node] = MOST_YAML + 1  # what leads back to itself has no end
+        inner = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            for name, times in names.items():
+                if times > 1:
+                    raise yaml.YAMLError(f"key {name!r} {times} times in one mapping, which begins at line {node.start_mark.line + 1}")
+            inner = [part for pair in node.value for part in pair]
+        known[node] = 1 + sum(_nodes(part, known) for part in inner)
+    return known[node]
+
+
 def to_yaml(config: RunConfig) -> str:
-    """The resolved configuration as YAML."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    """The resolved configuration as YAML. Credentials inside a URI, which `checks.check` refuses, are not in it."""
+    return yaml.safe_dump(everywhere(dataclasses.asdict(config), without_credentials), sort_keys=False)
 
 
 def from_yaml(text: str, where: str) -> RunConfig:
     """A resolved configuration that ``to_yaml`` wrote. Raises ``UserError`` if it is not one of this version."""
-    tree = yaml.safe_load(text)
+    try:
+        tree = load_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is damaged ({' '.join(str(error).split())}): restore it, or start a new run") from error
     if not isinstance(tree, dict) or str(tree.get("recipe")).partition("+")[0] not in RECIPES:
         raise UserError(f"{where} is not the configuration of a run of this version of cola-dist: start a new run")
     return apply_overrides(base_of(tree["recipe"]), list(as_options(tree, where)))
@@ -203,7 +243,7 @@ def _mapping_words(value: Mapping[Any, Any]) -> list[str]:
 def _parse_stages(words: list[str]) -> dict[int, dict[str, float]]:
     text = " ".join(words)
     try:
-        tree = yaml.safe_load(text or "{}")
+        tree = load_yaml(text or "{}")
         stages = {step: {str(folder): float(weight) for folder, weight in mixture.items()} for step, mixture in tree.items()}
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"data.stages {text!r} cannot be read: write it as '{{4000: {{FOLDER: 0.3, FOLDER: 0.7}}}}'") from error
@@ -253,7 +293,7 @@ def _merge_repeated(options: Sequence[str]) -> dict[str, list[str]]:
 
 def _from_yaml(path: str) -> Iterator[str]:
     try:
-        tree = yaml.safe_load(Path(path).read_text())
+        tree = load_yaml(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read configuration {path}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):

@@ -150,9 +150,7 @@ class SpoolWriter:
 
     def add_file(self, data: bytes, name: str) -> None:
         """Keep ``data`` until it is delivered as the artifact ``name``. Raises ValueError if that is no relative path."""
-        parts = name.split("/")
-        if not all(parts) or {".", ".."} & set(parts):
-            raise ValueError(f"artifact name {name!r} must be a relative path without '.' and '..'")
+        parts = inside(name)
         path = self._folder / "files" / uuid.uuid4().hex / parts[-1]
         try:
             path.parent.mkdir()
@@ -172,6 +170,14 @@ class SpoolWriter:
         if not self._warned:
             _log.warning("tracking loses entries: cannot write to %s (%s); free the disk, training goes on", self._folder, error.strerror)
         self._warned = True
+
+
+def inside(name: str) -> list[str]:
+    """The parts of an artifact's name. Raises ValueError if it is no relative path that stays where it is put."""
+    parts = name.split("/")
+    if not all(parts) or {".", ".."} & set(parts):
+        raise ValueError(f"artifact name {name!r} must be a relative path without '.' and '..'")
+    return parts
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ a UserError; a missing file is a FileNotFoundError that names its URI; what the 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 from cola_dist.errors import UserError
@@ -89,8 +91,22 @@ def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
     if path is not None:
         with _local_errors(uri), path.open("rb") as file:
             file.seek(start)
-            return file.read(-1 if length is None else length)
+            # Python makes room for all that is asked for, and what asks may be a damaged file's number.
+            return file.read(-1 if length is None else min(length, os.fstat(file.fileno()).st_size))
     return objects.read(place(uri), start, length) if length != 0 else b""
+
+
+def read_json(uri: str) -> Any:
+    """What a JSON file holds. Raises FileNotFoundError, and ValueError where it holds none."""
+    return json_of(read_bytes(uri))
+
+
+def json_of(text: bytes | str) -> Any:
+    """What a text in JSON says. Raises ValueError where it is none, or its brackets are nested deeper than Python can follow."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import logging
 import math
-import re
 import threading
 import time
 import uuid
@@ -24,8 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from cola_dist.redact import HIDDEN, redact, without_credentials
 from cola_dist.sender import METRICS_PER_CALL, Sender, add_to_run
-from cola_dist.sender import redact as redact
 from cola_dist.spool import Meta, Spool, SpoolWriter
 
 if TYPE_CHECKING:
@@ -131,11 +130,11 @@ class Tracker:
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """See ``RunTracker``."""
-        self._writer.append({"params": dict(params)})
+        self._writer.append({"params": {name: redact(value) for name, value in params.items()}})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """See ``RunTracker``."""
-        self._writer.append({"tags": dict(tags)})
+        self._writer.append({"tags": {name: redact(value) for name, value in tags.items()}})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """See ``RunTracker``."""
@@ -143,7 +142,7 @@ class Tracker:
 
     def log_text(self, text: str, name: str) -> None:
         """See ``RunTracker``."""
-        self.log_file(text.encode(), name)
+        self.log_file(redact(text).encode(), name)
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """See ``RunTracker``."""
@@ -218,7 +217,7 @@ def run_id(spool: Path) -> str | None:
 
 
 def _without_credentials(uri: str) -> str:
-    return re.sub(r"://\S*@", "://", uri)
+    return without_credentials(uri).replace(f"://{HIDDEN}@", "://")
 
 
 class _Courier:

@@ -12,7 +12,6 @@ Exit codes: 0 done (the last line of stdout is one JSON object), 1 failure, 2 so
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +43,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         runtime.connect(1, args.debug)
         _pack(packing, items, console)
     folder = packing.finish()
-    report = json.loads(storage.read_bytes(storage.join(args.output, PACKING)))
+    report = storage.read_json(storage.join(args.output, PACKING))
     counts = {"episodes": len(folder.episodes), "heldout": len(folder.split("heldout"))}
     counts |= {"frames": sum(episode.frames for episode in folder.episodes), "bytes": sum(folder.shards.values())}
     table = Table(title=args.output, show_header=False)

@@ -20,7 +20,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from cola_dist import tracking
-from cola_dist.tracking import NullTracker, RunTracker, Tracker, deliver, redact, run_id, waiting
+from cola_dist.tracking import NullTracker, RunTracker, Tracker, deliver, run_id, waiting
 
 PATIENCE = 60.0
 CHILD = """
@@ -364,22 +364,6 @@ def test_null_tracker_takes_the_same_calls() -> None:
 
 def test_delivering_no_spool_is_done_at_once(tmp_path: Path) -> None:
     assert deliver(tmp_path / "nothing", 0.0)
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("http://user:pw@host:5000/x", "http://***@host:5000/x"),
-        ("cannot reach https://token@host for a reason", "cannot reach https://***@host for a reason"),
-        ("postgresql://u:p@ss/w@rd@db/mlflow", "postgresql://***@db/mlflow"),
-        ("mysql://db/mlflow?user=a&password=secret&x=1", "mysql://db/mlflow?user=a&password=***&x=1"),
-        ("https://host?access_token=abc", "https://host?access_token=***"),
-        ("sqlite:////tmp/mlflow.db", "sqlite:////tmp/mlflow.db"),
-        ("http://host:5000", "http://host:5000"),
-    ],
-)
-def test_redact(text: str, shown: str) -> None:
-    assert redact(text) == shown
 
 
 def test_spools_with_something_left_are_found(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class DiskCache:
         """
         if not self._usable:
             return load()
+        assert sha256.isalnum(), "it names a file"
         path = self._folder / sha256[:2] / sha256
         try:
             with suppress(FileNotFoundError):

@@ -21,11 +21,12 @@ import pyarrow as pa
 
 from cola_dist import storage
 from cola_dist.data.decode import encode_mp4
-from cola_dist.data.part_writer import NAME, PART_SCHEMA, PartWriter
+from cola_dist.data.part_writer import PART_SCHEMA, PartWriter
 from cola_dist.data.shards import (
     DOMAINS,
     FORMAT_VERSION,
     INDEX,
+    NAME,
     PACKING,
     PARTS,
     ShardFolder,
@@ -168,7 +169,7 @@ class Packing:
         for name in storage.list_files(storage.join(self.output, PARTS)):
             where = storage.join(self.output, PARTS, name)
             table, metadata = read_table(storage.read_bytes(where), where)
-            about = json.loads(metadata["packing"])
+            about = storage.json_of(metadata["packing"])
             if about["settings"] != wanted:
                 given = {key for key in wanted.keys() | about["settings"].keys() if wanted.get(key) != about["settings"].get(key)}
                 changed = ", ".join(f"{key} {about['settings'].get(key)}, now {wanted.get(key)}" for key in sorted(given))

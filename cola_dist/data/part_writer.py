@@ -15,11 +15,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cola_dist import storage
-from cola_dist.data.shards import SCHEMA
+from cola_dist.data.shards import NAME, SCHEMA
 from cola_dist.data.sources import SourceEpisode
 
-NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
-"""Characters of a source's name and of a key: safe in a tar, in a file name and for webdataset, which cuts keys at the first dot."""
 PART_SCHEMA = SCHEMA.append(pa.field("group", pa.string(), nullable=False))
 """The index's columns and what decides the split; ``split`` is empty where the data set leaves it open."""
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +24,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cola_dist import storage
+from cola_dist.data.parquet import read_parquet
 from cola_dist.errors import UserError
 
 FORMAT_VERSION = 2
 INDEX = "index.parquet"
 PACKING = "packing.json"
 PARTS = "parts"
+NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+"""Characters of a source's name and of a key: safe in a tar, in a file name and for webdataset, which cuts keys at the first dot."""
 DOMAINS = ("robot", "human")
 SPLITS = ("train", "heldout")
 SCHEMA = pa.schema(
@@ -47,6 +52,9 @@ SCHEMA = pa.schema(
         pa.field("sha256", pa.string(), nullable=False),
     ]
 )
+
+
+_FOREIGN = "this project did not write that: do not use the folder"
 
 
 class CorruptMember(ValueError):
@@ -133,9 +141,14 @@ def read_index(uri: str) -> ShardFolder:
     except FileNotFoundError as error:
         raise UserError(f"{where}: not found; {uri} is no finished shard folder (jobs/pack.py makes one)") from error
     table, metadata = read_table(raw, where)
+    for name in ("source", "domain"):
+        if not metadata.get(name) or not set(metadata[name]) <= NAME:
+            raise UserError(f"{where}: {name} {metadata.get(name)!r} is no name; {_FOREIGN}")
     rows: dict[str, list[dict[str, Any]]] = {}
     shards: dict[str, int] = {}
     for row in table.to_pylist():
+        if problem := _misplaced(row):
+            raise UserError(f"{where}: {row['key']!r}: {problem}; {_FOREIGN}")
         rows.setdefault(row["key"], []).append(row)
         shards[row["shard"]] = row["shard_bytes"]
     episodes = tuple(_episode(rows[key]) for key in sorted(rows))
@@ -158,10 +171,12 @@ def to_parquet(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
 def read_table(raw: bytes, where: str) -> tuple[pa.Table, dict[str, str]]:
     """Table and text metadata of what ``to_parquet`` made, in this format version. Raises UserError, naming ``where``."""
     try:
-        table = pq.ParquetFile(io.BytesIO(raw), pre_buffer=False).read(use_threads=False)
+        table = read_parquet(raw, where)
         table.validate(full=True)
         metadata = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
         promised, found = metadata.pop("digest", None), _digest(table, metadata)
+    except UserError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:  # a damaged footer shows in many ways
         raise UserError(f"{where}: not a readable Parquet file; pack or copy the folder again") from error
     version = metadata.get("cola_dist.version")
@@ -170,6 +185,9 @@ def read_table(raw: bytes, where: str) -> tuple[pa.Table, dict[str, str]]:
     missing = [name for name in SCHEMA.names if name not in table.schema.names]
     if missing:
         raise UserError(f"{where}: column {missing[0]} missing; pack the folder again")
+    other = [field.name for field in SCHEMA if table.schema.field(field.name).type != field.type or table[field.name].null_count]
+    if other:
+        raise UserError(f"{where}: column {other[0]} is empty in places, or of another type; {_FOREIGN}")
     if found != promised:
         raise UserError(f"{where}: damaged (its digest differs); pack or copy the folder again")
     return table, metadata
@@ -186,7 +204,7 @@ def read_packing(uri: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     try:
-        found = json.loads(raw)
+        found = storage.json_of(raw)
         sound = all(isinstance(found[name], dict) for name in ("settings", "recordings", "segments"))
         sound = sound and all(isinstance(entry, list) and len(entry) == 3 for entry in found["skipped"])
     except (ValueError, KeyError, TypeError):
@@ -204,6 +222,21 @@ def content_hash(episodes: tuple[Episode, ...]) -> str:
         lines += [f"{ext} {member.sha256}" for ext, member in sorted(episode.members.items())]
         found.update(("\n".join(lines) + "\n").encode())
     return found.hexdigest()
+
+
+def _misplaced(row: Mapping[str, Any]) -> str:
+    """Why a row of an index cannot be a file in a shard; empty where it can. Its names become parts of paths: of shards, of the disk cache."""
+    if not row["key"] or not set(row["key"]) <= NAME:
+        return "no key"
+    if not re.fullmatch(r"[\w-]+\.tar", row["shard"], re.ASCII):
+        return f"shard {row['shard']!r} is no file of this folder"
+    if not re.fullmatch(r"[0-9a-f]{64}", row["sha256"]):
+        return f"{row['sha256']!r} is no SHA-256"
+    if min(row["offset"], row["size"]) < 0 or row["offset"] + row["size"] > row["shard_bytes"]:
+        return f"{row['size']} bytes from {row['offset']} on lie outside of a shard of {row['shard_bytes']}"
+    if row["frames"] < 1 or min(row["width"], row["height"]) < 1 or not 0 < row["fps"] < math.inf:
+        return f"{row['frames']} frames of {row['width']} x {row['height']} at {row['fps']:g}/s"
+    return ""
 
 
 def _episode(rows: list[dict[str, Any]]) -> Episode:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from cola_dist import storage
 from cola_dist.data.shards import ShardFolder, read_packing
 
 _MOST_LINES = 12
@@ -29,7 +29,7 @@ def summarise(folder: ShardFolder) -> dict[str, Any]:
     seconds = np.array([episode.frames / episode.fps for episode in folder.episodes])
     origins: dict[tuple[str, str], list[float]] = {}
     for episode, length in zip(folder.episodes, seconds, strict=True):
-        about = json.loads(episode.provenance)
+        about = _origin(episode.provenance)
         origins.setdefault((str(about.get("dataset", "")), str(about.get("licence", ""))), []).append(float(length))
     return {
         "folder": folder.uri,
@@ -81,6 +81,15 @@ def _lines(value: Any) -> list[str]:
 
 def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}" if isinstance(value, float) else str(value)
+
+
+def _origin(provenance: str) -> Mapping[str, Any]:
+    """What an episode's provenance says; nothing where another writer left none that can be read."""
+    try:
+        about = storage.json_of(provenance)
+    except ValueError:
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:

@@ -36,6 +36,7 @@ def load_export(uri: str, device: torch.device, bf16: bool = False) -> CoTrain:
     method = build_method(config, bf16)
     if not isinstance(method, CoTrain):
         raise UserError(f"{folder} is of method {config.method}, which has no latent actions: give a run of jobs/cotrain.py")
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     for role in method.roles():
@@ -46,6 +47,8 @@ def load_export(uri: str, device: torch.device, bf16: bool = False) -> CoTrain:
             method.get_submodule(role).load_state_dict(load(storage.read_bytes(where)))
         except FileNotFoundError:
             raise UserError(f"{where} is missing: export the run again, or copy the whole folder") from None
+        except SafetensorError as error:
+            raise UserError(f"{where} is not a file of safetensors ({error}): copy the whole folder again") from None
         except RuntimeError as error:
             raise UserError(f"{where} does not fit its config.yaml ({str(error).splitlines()[0]}): copy the whole folder again") from None
     return method.to(device).eval()

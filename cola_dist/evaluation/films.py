@@ -6,9 +6,10 @@ import io
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cola_dist.data.decode import encode_mp4
+from cola_dist.data.decode import CorruptClip, encode_mp4, opened
 
 GAP = 2
 """Width in pixels of the white lines between cells."""
@@ -58,6 +59,17 @@ def atlas_sheet(rollouts: Tensor, fps: float) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def last_frame(video: bytes) -> NDArray[np.uint8]:
+    """The last frame of a video of any container, uint8 ``[H, W, 3]``. Raises what PyAV raises, and CorruptClip where there is none."""
+    last = None
+    with opened(video) as container:
+        for frame in container.decode(video=0):
+            last = frame
+    if last is None:
+        raise CorruptClip("it holds no frame")
+    return last.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
 
 def _mp4(cells: Tensor, fps: float) -> bytes:

@@ -89,7 +89,7 @@ class Crew:
 def kept(uri: str, make: Callable[[], T]) -> T:
     """The JSON value in the file ``uri``; where there is none, what ``make`` gives, which is then kept there."""
     try:
-        found: T = json.loads(storage.read_bytes(uri))
+        found: T = storage.read_json(uri)
         return found
     except FileNotFoundError:
         value = make()

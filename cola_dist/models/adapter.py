@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from cola_dist.errors import UserError
 from cola_dist.models.bottleneck import Bottleneck
-from cola_dist.models.published import HERE, load_published, read_config
+from cola_dist.models.published import HERE, load_published, read_config, without_weights
 
 FORMAT_VERSION = 1
 _SHAPE = ("kind", "action_dim", "state_dim", "tokens", "dim", "width")
+_KINDS = ("mlp", "linear")
 _INSIDE = ("adapter", "export/adapter")
 
 
@@ -87,6 +88,9 @@ class ActionAdapter(nn.Module):
         config: dict[str, Any] = read_config(uri, "adapter", _INSIDE)
         if config.get("format") != FORMAT_VERSION or not {*_SHAPE, "sha256"} <= config.keys():
             raise UserError(f"{uri}/config.json is not an adapter's of format {FORMAT_VERSION}: adapt again with this version")
-        adapter = cls(**{name: config[name] for name in _SHAPE})
+        sizes = {name: config[name] for name in _SHAPE}
+        if sizes["kind"] not in _KINDS or any(type(size) is not int or size < 0 for name, size in sizes.items() if name != "kind"):
+            raise UserError(f"{uri}/config.json does not say how large the adapter is: adapt again with this version")
+        adapter: Self = without_weights(lambda: cls(**sizes))
         load_published(adapter, uri, "(?!)", HERE, config["sha256"])
         return adapter

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ from cola_dist.errors import UserError
 _AGAIN = "copy the folder again from its origin"
 _LARGEST_HEADER = 100 * 1024**2
 """What the format allows."""
+LARGEST_SIZE, LONGEST_LIST, MOST_LAYERS = 2**20, 4096, 128
+"""Of what a ``config.json`` may ask for: a number, a list, and a number or list that says how many layers there are."""
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -56,7 +58,7 @@ def read_config(uri: str, option: str, inside: Sequence[str]) -> dict[str, Any]:
 
     where = f"{uri}/config.json"
     try:
-        config = json.loads(storage.read_bytes(storage.join(uri, "config.json")))
+        config = storage.read_json(storage.join(uri, "config.json"))
     except FileNotFoundError:
         meant = next((part for part in inside if storage.exists(storage.join(uri, part, "config.json"))), "")
         hint = f"did you mean {uri}/{meant}?" if meant else f"point {option} to a folder with config.json and weights"
@@ -65,7 +67,21 @@ def read_config(uri: str, option: str, inside: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"{where} is not JSON ({error}): {_AGAIN}") from None
     if not isinstance(config, dict):
         raise UserError(f"{where} holds no table of fields: point {option} to a folder with config.json and weights")
+    for name, value in config.items():
+        _check_size(where, name, value)
     return config
+
+
+def _check_size(where: str, name: str, value: Any) -> None:
+    """Raises `UserError` for a number or list of a ``config.json`` that no model has, before one is made of it."""
+    most = MOST_LAYERS if re.search("layers|block|depth|mult", name) else LARGEST_SIZE
+    if type(value) is int and abs(value) > most:
+        raise UserError(f"{where}: {name} is {value}, more than {most}: {_AGAIN}")
+    if isinstance(value, list) and len(value) > min(most, LONGEST_LIST):
+        raise UserError(f"{where}: {name} has {len(value)} entries, more than {min(most, LONGEST_LIST)}: {_AGAIN}")
+    inner = value.items() if isinstance(value, dict) else ((name, item) for item in value) if isinstance(value, list) else ()
+    for key, item in inner:
+        _check_size(where, key, item)
 
 
 def weight_files(uri: str) -> list[str]:
@@ -77,7 +93,7 @@ def weight_files(uri: str) -> list[str]:
     if index:
         where = storage.join(uri, index[0])
         try:
-            wanted = sorted(set(json.loads(storage.read_bytes(where))["weight_map"].values()))
+            wanted = sorted(set(storage.read_json(where)["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{where} is not an index of shards ({error!r}): {_AGAIN}") from None
         if lost := [name for name in wanted if name not in names]:
@@ -106,7 +122,7 @@ def tensor_shapes(uri: str) -> dict[str, tuple[int, ...]]:
             raise UserError(f"{where}: this model is read from safetensors only: convert it")
         try:
             size = int.from_bytes(storage.read_bytes(where, 0, 8), "little")
-            header = json.loads(storage.read_bytes(where, 8, min(size, _LARGEST_HEADER)))
+            header = storage.json_of(storage.read_bytes(where, 8, min(size, _LARGEST_HEADER)))
             shapes |= {key: tuple(entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{where} has no header of safetensors ({error!r}): {_AGAIN}") from None
@@ -219,8 +235,9 @@ def _tensors(path: Path, where: str) -> Iterator[tuple[str, Tensor]]:
                 for key in file.keys():  # noqa: SIM118 (no mapping)
                     yield key, file.get_tensor(key)
             return
+        _check_stored(path)
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{where} cannot be read ({error}): {_AGAIN}") from None
     except Exception as error:  # what pickle raises has no common base
         raise UserError(f"{where} holds more than tensors ({error}): convert it to safetensors where you trust it") from None
@@ -228,6 +245,16 @@ def _tensors(path: Path, where: str) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(inner, dict) or not all(isinstance(value, Tensor) for value in inner.values()):
         raise UserError(f"{where} holds no table of tensors: convert it to safetensors")
     yield from inner.items()
+
+
+def _check_stored(path: Path) -> None:
+    """Raises ``ValueError`` for an archive whose members are compressed or lie over each other: torch writes none, and would unfold it in memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or sum(m.file_size for m in members) > path.stat().st_size:
+        raise ValueError("an archive that unfolds to more than it is")
 
 
 def _sha256(path: Path) -> str:

@@ -13,7 +13,7 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 from cola_dist import storage
-from cola_dist.errors import UserError
+from cola_dist.evaluation.films import last_frame
 from cola_dist.report.blocks import Block, Text, Video, Videos
 from cola_dist.report.words import listing
 
@@ -46,9 +46,11 @@ def read_film(videos: Sequence[str], room: int) -> Film | str:
     if not videos:
         return "its run has no video"
     try:
+        if storage.size(videos[-1]) > room:
+            return "the page would be too large"
         data = storage.read_bytes(videos[-1])
-        still = _last_frame(data)
-    except (OSError, UserError, ValueError, av.FFmpegError) as error:
+        still = last_frame(data)
+    except (OSError, ValueError, av.FFmpegError, IndexError) as error:
         return f"its video cannot be read: {error}"
     picture = io.BytesIO()
     imsave(picture, still, format="jpg", pil_kwargs={"quality": _POSTER_QUALITY})
@@ -74,16 +76,6 @@ class Shelf:
             shown.append(Video(name, film.source, film.poster, alt))
         blocks: list[Block] = [Videos(title, shown)] if shown else []
         return blocks + ([Text(f"Left out: {listing(missing)}.")] if missing else [])
-
-
-def _last_frame(data: bytes) -> NDArray[np.uint8]:
-    last = None
-    with av.open(io.BytesIO(data), "r") as container:
-        for frame in container.decode(video=0):
-            last = frame
-    if last is None:
-        raise ValueError("it holds no frame")
-    return last.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
 
 def _data_uri(kind: str, data: bytes) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,8 +36,21 @@ def read_judgement(folder: str) -> Judgement | None:
     kinds: tuple[tuple[Kind, set[str]], ...] = (("evaluation", {"protocol", "figures", "probe"}), ("plans", {"request", "models", "pairs"}))
     for kind, keys in kinds:
         if isinstance(found, dict) and keys <= found.keys():
+            if kind == "plans":
+                _check_films(found["models"], results)
             return Judgement(folder, kind, found)
     raise UserError(f"{results}: neither an evaluation nor plans: let jobs/evaluate.py or jobs/plan.py make it again, or leave it out")
+
+
+def _check_films(models: Any, uri: str) -> None:
+    """Raises ``UserError`` for a film that lies elsewhere: it would become part of a page, which is there to be passed on."""
+    try:
+        names = [name for figures in models.values() for name in figures["videos"].values()]
+        sound = not any({"", ".", ".."} & set(name.split("/")) for name in names)
+    except (AttributeError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise UserError(f"{uri}: names films that are not below this folder: let jobs/plan.py make it again, or leave it out")
 
 
 def of_kind(judged: Sequence[Judgement], kind: Kind) -> list[Judgement]:
@@ -48,6 +60,6 @@ def of_kind(judged: Sequence[Judgement], kind: Kind) -> list[Judgement]:
 
 def _read(uri: str) -> Any:
     try:
-        return json.loads(storage.read_bytes(uri))
+        return storage.read_json(uri)
     except ValueError as error:
         raise UserError(f"{uri}: not JSON ({error}): restore it, or leave this folder out") from error

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from cola_dist.redact import redact
 from cola_dist.report.analysis import Analysis
 from cola_dist.report.blocks import Section, plates
 from cola_dist.report.drawing import Plate
@@ -50,11 +52,21 @@ def build(analysis: Analysis | None, made_by: Origin, judged: Sequence[Judgement
 def render(analysis: Analysis | None, sections: Sequence[Section]) -> str:
     """The page as HTML: no scripts, no other files; what comes from files is escaped."""
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_told,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     style = Markup((_TEMPLATES / "style.css").read_text())
     page = environment.get_template("report.html.j2").render(title=_title(analysis), style=style, sections=sections)
     return page.lstrip()
+
+
+def _told(value: Any) -> Any:
+    """What is shown of a value: texts without secrets, as a page is there to be passed on. Pictures and videos are as they are."""
+    return redact(value) if type(value) is str and not value.startswith("data:") else value
 
 
 def sheets(sections: Sequence[Section]) -> list[Plate]:

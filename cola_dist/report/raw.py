@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cola_dist import storage
 from cola_dist.errors import UserError
-from cola_dist.evaluation.tables import parquet
+from cola_dist.evaluation.tables import parquet, rows_of
+from cola_dist.redact import everywhere, redact
 from cola_dist.report.trials import Look, Ruling, Span, Study, Sweep, Trial, spans_of
-from cola_dist.sender import redact
 
 TRIALS, CURVES, SWEEPS = "trials.parquet", "curves.parquet", "sweeps.json"
 _WHO = ("trial", "arm", "domain", "seed", "sweep")
@@ -29,7 +27,7 @@ def write_raw(folder: str, study: Study) -> list[str]:
     """
     uses = [*((t, "used") for t in study.trials), *((t, "damaged") for t, _ in study.damaged), *((t, "replaced") for t in study.superseded)]
     curves = [_who(trial) | _look_row(look) for trial in study.trials for look in trial.looks]
-    sweeps = [json.loads(redact(json.dumps({**sweep.about, "name": storage.name(sweep.uri)}))) for sweep in study.sweeps]
+    sweeps = [everywhere({**sweep.about, "name": storage.name(sweep.uri)}, redact) for sweep in study.sweeps]
     storage.write_bytes(storage.join(folder, TRIALS), parquet([_trial_row(trial, use) for trial, use in uses]))
     storage.write_bytes(storage.join(folder, CURVES), parquet(curves))
     storage.write_bytes(storage.join(folder, SWEEPS), json.dumps(sweeps, indent=1).encode())
@@ -49,7 +47,7 @@ def read_raw(folder: str) -> tuple[list[Sweep], list[Trial]]:
             looks.setdefault((row["sweep"], row["trial"]), []).append(_look(row))
         trials = [_trial(row, looks.get((row["sweep"], row["trial"]), [])) for row in _rows(folder, TRIALS) if row["use"] == "used"]
         uri = storage.join(folder, SWEEPS)
-        abouts = json.loads(storage.read_bytes(uri)) if storage.exists(uri) else [{"name": trial.sweep} for trial in trials]
+        abouts = storage.read_json(uri) if storage.exists(uri) else [{"name": trial.sweep} for trial in trials]
         known = {str(about["name"]): about for about in abouts}
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise UserError(f"{folder}: damaged raw results ({type(error).__name__}: {error}): write them again, or leave them out") from error
@@ -85,7 +83,7 @@ def _trial(row: Mapping[str, Any], looks: Sequence[Look]) -> Trial:
     kept = tuple(sorted(looks, key=lambda look: look.step))
     return Trial(
         **{"id" if name == "trial" else name: row[name] for name in _WHO},
-        params=json.loads(row["params"]),
+        params=storage.json_of(row["params"]),
         status=row["status"],
         why=row["why"],
         run=row["run"],
@@ -93,8 +91,8 @@ def _trial(row: Mapping[str, Any], looks: Sequence[Look]) -> Trial:
         steps=row["total_steps"],
         looks=kept,
         # Files of before these columns were written have their phases from looks.
-        spans=tuple(Span(**span) for span in json.loads(row.get("course") or "[]")) or spans_of(kept),
-        rulings=tuple(Ruling(**ruling) for ruling in json.loads(row.get("rulings") or "[]")),
+        spans=tuple(Span(**span) for span in storage.json_of(row.get("course") or "[]")) or spans_of(kept),
+        rulings=tuple(Ruling(**ruling) for ruling in storage.json_of(row.get("rulings") or "[]")),
     )
 
 
@@ -105,5 +103,5 @@ def _look(row: Mapping[str, Any]) -> Look:
 
 
 def _rows(folder: str, name: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, name)))).to_pylist()
-    return rows
+    uri = storage.join(folder, name)
+    return rows_of(storage.read_bytes(uri), uri)

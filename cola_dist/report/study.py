@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +49,7 @@ def read_study(folders: Sequence[str]) -> Study:
 def _read_sweep(folder: str) -> Sweep:
     uri = storage.join(folder, "sweep.json")
     try:
-        about = json.loads(storage.read_bytes(uri))
+        about = storage.read_json(uri)
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no sweep there (no sweep.json), and no raw results: give a folder that jobs/sweep.py wrote") from error
     except ValueError as error:
@@ -63,7 +62,7 @@ def _read_sweep(folder: str) -> Sweep:
 def _read_trials(sweep: Sweep) -> list[Trial]:
     uri = storage.join(sweep.uri, "trials.json")
     try:
-        return [_trial(entry, sweep.uri) for entry in json.loads(storage.read_bytes(uri))]
+        return [_trial(entry, sweep.uri) for entry in storage.read_json(uri)]
     except FileNotFoundError as error:
         raise UserError(f"{sweep.uri}: no trials there (no trials.json): has the sweep begun?") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -134,7 +133,7 @@ class _Damage(Exception):
 
 def _read_look(uri: str) -> Look:
     try:
-        entry = json.loads(storage.read_bytes(uri))
+        entry = storage.read_json(uri)
         indicators = {str(name): float(value) for name, value in entry["indicators"].items()}
         counts = [[float(count) for count in slot] for slot in entry["code_counts"]]
         place = (int(entry["step"]), str(entry["phase"]), str(entry["name"]), float(entry["spent_seconds"]))
@@ -148,7 +147,7 @@ def _read_look(uri: str) -> Look:
 def _read_course(uri: str) -> tuple[tuple[Span, ...], tuple[Ruling, ...]]:
     """Phases and what rules did, from ``result.json``; both empty where a run has none."""
     try:
-        steering = json.loads(storage.read_bytes(uri))["record"]["steering"]
+        steering = storage.read_json(uri)["record"]["steering"]
         spans = tuple(Span(s["phase"]["name"], int(s["first"]), int(s["end"]), str(s["why"])) for s in steering["course"])
         rulings = tuple(Ruling(int(r["step"]), str(r["rule"]), str(r["act"]), str(r["why"])) for r in steering["rulings"] if r["act"])
     except FileNotFoundError:

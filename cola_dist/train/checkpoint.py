@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +69,20 @@ class Checkpoint:
     def read(self, kind: str, name: str, start: int = 0, length: int | None = None) -> Tensor:
         """Elements ``[start, start + length)`` of the flattened parameter (or moment) ``name``, fp32, 1-D."""
         stop = self._numel(name) if length is None else start + length
-        out = torch.empty(stop - start)
-        filled = 0
-        for first, size, path, key in self._index.get((kind, name), ()):
-            low, high = max(start, first), min(stop, first + size)
-            if low < high:
-                with safe_open(path, framework="pt") as file:
-                    out[low - start : high - start] = file.get_slice(key)[low - first : high - first]
-                filled += high - low
-        if filled != stop - start:
+        parts = [
+            (max(start, first), min(stop, first + size), first, path, key)
+            for first, size, path, key in self._index.get((kind, name), ())
+            if max(start, first) < min(stop, first + size)
+        ]
+        # Before there is memory for it: the shape is the manifest's word, the parts are there.
+        if sum(high - low for low, high, *_ in parts) != stop - start:
             raise UserError(
                 f"checkpoint {self.uri} lacks {kind} of {name}: it is of another model; resume it with the recipe {self.position.recipe!r}"
             )
+        out = torch.empty(stop - start)
+        for low, high, first, path, key in parts:
+            with safe_open(path, framework="pt") as file:
+                out[low - start : high - start] = file.get_slice(key)[low - first : high - first]
         return out
 
     def has(self, kind: str, name: str) -> bool:
@@ -95,7 +99,7 @@ class Checkpoint:
             raise UserError(
                 f"checkpoint {self.uri} has no parameter {name}: it is of another model; resume it with the recipe {self.position.recipe!r}"
             )
-        return int(torch.Size(self.shapes[name]).numel())
+        return math.prod(self.shapes[name])
 
     def _fetch(self, name: str, sha256: str) -> Path:
         uri = storage.join(self.uri, name)
@@ -122,8 +126,9 @@ class Checkpoint:
                     if kind == "buffer":
                         self.buffers[name] = file.get_tensor(key)
                     else:
-                        self._index.setdefault((kind, name), []).append((int(start), file.get_slice(key).get_shape()[0], path, key))
-        except SafetensorError as error:
+                        (size,) = file.get_slice(key).get_shape()
+                        self._index.setdefault((kind, name), []).append((int(start), size, path, key))
+        except (SafetensorError, ValueError) as error:
             raise UserError(
                 f"checkpoint file {path.name} in {self.uri} cannot be read ({error}): delete the folder to fall back to the one before"
             ) from error
@@ -247,17 +252,40 @@ def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _read_manifest(uri: str) -> dict[str, Any]:
-    manifest = _read_json(storage.join(uri, "manifest.json"))
+    where = storage.join(uri, "manifest.json")
+    manifest = _read_json(where)
     if manifest.get("format") != FORMAT_VERSION:
         raise UserError(
             f"checkpoint {uri} has format {manifest.get('format')}, this version reads {FORMAT_VERSION}: resume it with the version that wrote it"
         )
+    if not _is_sound(manifest):
+        raise UserError(f"{where} is damaged: delete the folder to fall back to the checkpoint before it")
+    # Each is read, and written to this machine's disk where the checkpoint lies in object storage, at the place that its name leads to.
+    for name in manifest["files"]:
+        if not re.fullmatch(r"rank-\d{5,10}\.safetensors", name):
+            raise UserError(
+                f"{where} names the file {name!r}, which is none of a checkpoint: do not use this folder, somebody else made it"
+            )
     return manifest
+
+
+def _is_sound(manifest: Mapping[str, Any]) -> bool:
+    """Whether all that is read of it is there, and of its kind."""
+    position, files, shapes = (manifest.get(name) for name in ("position", "files", "shapes"))
+    if not (isinstance(position, dict) and isinstance(files, dict) and isinstance(shapes, dict)):
+        return False
+    named = {one.name: one.default is MISSING and one.default_factory is MISSING for one in fields(Position)}
+    return (
+        {name for name, needed in named.items() if needed} <= position.keys() <= named.keys()
+        and isinstance(position["step"], int)
+        and all(isinstance(sides, list) and all(type(side) is int and side >= 0 for side in sides) for sides in shapes.values())
+        and all(isinstance(sha256, str) for sha256 in files.values())
+    )
 
 
 def _read_json(uri: str) -> dict[str, Any]:
     try:
-        value = json.loads(storage.read_bytes(uri))
+        value = storage.read_json(uri)
     except FileNotFoundError as error:
         raise UserError(f"{uri} is missing: give the folder of a run or of a checkpoint of cola-dist") from error
     except ValueError as error:

@@ -19,6 +19,7 @@ from cola_dist.data.labels import labels_of
 from cola_dist.data.stream import open_reader
 from cola_dist.errors import UserError
 from cola_dist.methods import Place, build_method
+from cola_dist.redact import everywhere, redact, without_credentials
 from cola_dist.settings import Job, apply_overrides, changes, differences, from_yaml, to_yaml
 from cola_dist.train.adaptation import measured
 from cola_dist.train.checkpoint import Checkpoint, latest, read_position
@@ -68,9 +69,10 @@ def write_config(config: RunConfig, run_uri: str) -> None:
         changed = changes(from_yaml(storage.read_bytes(uri).decode(), uri), config)
         if changed:
             step = read_position(checkpoint).step
-            _append(storage.join(run_uri, "changes.yaml"), yaml.safe_dump([{"step": step, "changes": changed}], sort_keys=False))
+            text = yaml.safe_dump(everywhere([{"step": step, "changes": changed}], without_credentials), sort_keys=False)
+            _append(storage.join(run_uri, "changes.yaml"), text)
             listed = "; ".join(f"{name}: {change['from']!r} before, {change['to']!r} now" for name, change in changed.items())
-            print(f"resumed at step {step} with other settings: {listed}", file=sys.stderr)
+            print(redact(f"resumed at step {step} with other settings: {listed}"), file=sys.stderr)
     storage.write_bytes(uri, to_yaml(config).encode())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import tempfile
@@ -26,6 +25,7 @@ from cola_dist.data.labels import labels_of
 from cola_dist.data.latents import ENCODER_CPUS
 from cola_dist.data.stream import Batch, ClipReader, StreamPlan
 from cola_dist.errors import UserError
+from cola_dist.redact import redact
 from cola_dist.train.board import create_board
 from cola_dist.train.elastic import ElasticTrainer, SavedResize, leaving, sizes
 from cola_dist.train.encoding import EncoderFactory
@@ -148,7 +148,7 @@ class Training:
         if refused:
             raise UserError(refused)
         self._fit.raise_error()
-        result: dict[str, Any] = json.loads(storage.read_bytes(storage.join(self._run_uri, "result.json")))
+        result: dict[str, Any] = storage.read_json(storage.join(self._run_uri, "result.json"))
         return result
 
 
@@ -215,8 +215,10 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, pl
         try:
             run_worker(config, run_uri, worker, place.parent)
         except UserError as error:
-            ray.get(board.refuse.remote(str(error)))
-            raise
+            # Ray writes down what a worker raises, and what that was raised from.
+            told = redact(str(error))
+            ray.get(board.refuse.remote(told))
+            raise UserError(told) from None
         finally:
             worker.meters.close()
 

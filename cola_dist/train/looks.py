@@ -54,4 +54,4 @@ def read_looks(run_uri: str) -> list[dict[str, Any]]:
     """The files of a run that ``write_look`` wrote, by step."""
     folder = storage.join(run_uri, "looks")
     names = sorted(name for name in storage.list_files(folder) if name.endswith(".json"))
-    return [json.loads(storage.read_bytes(storage.join(folder, name))) for name in names]
+    return [storage.read_json(storage.join(folder, name)) for name in names]

@@ -22,6 +22,7 @@ from cola_dist.config import RunConfig
 from cola_dist.methods import build_method
 from cola_dist.methods.adapt import Adapt
 from cola_dist.models.autoencoder import PixelAutoencoder
+from cola_dist.redact import redact
 from cola_dist.settings import to_yaml
 from cola_dist.tracking import NullTracker, RunTracker, Tracker, run_id
 from cola_dist.train.checkpoint import Checkpoint
@@ -85,7 +86,7 @@ def add_results(run: str, config: RunConfig, uri: str, files: Mapping[str, bytes
     Where that fails, a line on stderr says why: who has the files may go on.
     """
     try:
-        ended = json.loads(storage.read_bytes(storage.join(run, "result.json")))
+        ended = storage.read_json(storage.join(run, "result.json"))
         steps, mlflow_run = int(ended["steps"]), str(ended["mlflow_run"] or "")
     except (OSError, ValueError, KeyError):
         reason = f"{run}/result.json names no run there"
@@ -137,7 +138,7 @@ def _finish(config: RunConfig, run_uri: str, outcome: Outcome, tracker: RunTrack
     result = {
         "run_id": storage.name(run_uri),
         "status": outcome.status,
-        "error": outcome.error,
+        "error": redact(outcome.error),
         "steps": outcome.step,
         "checkpoint": outcome.checkpoint,
         "export": exported,

@@ -130,9 +130,9 @@ class Watched:
 def test_a_video_of_many_episodes_is_opened_once_and_seeks_only_over_gaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, seeks, real = write_v3(tmp_path / "toy"), list[list[int]](), av.open
 
-    def watched(*args: Any) -> Watched:
+    def watched(*args: Any, **options: Any) -> Watched:
         seeks.append([])
-        return Watched(real(*args), seeks[-1])
+        return Watched(real(*args, **options), seeks[-1])
 
     monkeypatch.setattr(lerobot.av, "open", watched)
     assert packed(root)[0] == [0, 1, 2, 3, 4]

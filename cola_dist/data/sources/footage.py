@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import tempfile
@@ -19,7 +18,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from cola_dist import storage
-from cola_dist.data.decode import small_picture
+from cola_dist.data.decode import is_playlist, opened, small_picture
 from cola_dist.data.sources import Unusable
 
 MAX_FPS = 240.0
@@ -31,8 +30,6 @@ BEYOND_S = 1.0
 """A part may end so much after its file does: tables round, and headers too."""
 _SHORT_S, _SHORT_SHARE = 2.0, 0.05
 """A file that ends so many seconds, and such a share, before its header says is cut short, which most formats do not notice."""
-_NOT_VIDEO = {"tty", "bin", "xbin", "adf", "idf", "hls", "concat", "dash", "sdp"}
-"""Demuxers that make video of text, or read other files than the one that they are given."""
 VIDEO_NAMES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"}
 """Endings by which an unreadable file counts as a damaged video, and which a table may leave out."""
 _UNREADABLE = (av.FFmpegError, UnicodeDecodeError, ValueError, OverflowError, IndexError)
@@ -112,13 +109,12 @@ class VideoFile:
 
     def _open(self) -> None:
         try:
-            # The prefix keeps FFmpeg from taking a colon in the path for a protocol, the list from following links to other places.
-            self._container = av.open(f"file:{self._path}", options={"protocol_whitelist": "file"})
+            self._container = opened(self._path)
         except _UNREADABLE as error:
             raise Unusable("damaged" if PurePosixPath(self._name).suffix.lower() in VIDEO_NAMES else "not a video") from error
         moving = [stream for stream in self._container.streams.video if not stream.disposition & Disposition.attached_pic]
         problem = ""
-        if not moving or self._container.format.name in _NOT_VIDEO:
+        if not moving or is_playlist(self._container):
             problem = "sound without pictures" if self._container.streams.audio else "not a video"
         elif moving[0].codec_context is None:
             problem = "unknown codec"
@@ -218,7 +214,7 @@ class PictureFolder:
                 return
             data = storage.read_bytes(self._uris[number])
             try:
-                with av.open(io.BytesIO(data), "r") as container:
+                with opened(data) as container:
                     small = small_picture(next(container.decode(video=0)), self._resolution, reformatter)
             except (*_UNREADABLE, StopIteration) as error:
                 raise Unusable("damaged") from error

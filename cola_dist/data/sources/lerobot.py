@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,12 +12,12 @@ from typing import Any
 
 import av
 import numpy as np
-import pyarrow.parquet as pq
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from cola_dist import storage
-from cola_dist.data.decode import small_picture
+from cola_dist.data.decode import is_playlist, opened, small_picture
+from cola_dist.data.parquet import read_parquet
 from cola_dist.data.sources import Item, Skipped, SourceEpisode, Unusable
 from cola_dist.data.sources.cut import CutRules, Recording, cut
 from cola_dist.data.sources.lerobot_meta import BAD_TABLE, Episode, chosen_camera, meta_rows, numeric, read_episodes, read_info
@@ -191,9 +190,7 @@ class _DataFile:
         except FileNotFoundError:
             return "missing rows"
         try:
-            file = pq.ParquetFile(io.BytesIO(raw), pre_buffer=False)
-            columns = [column for column in file.schema_arrow.names if column in self._columns]
-            table = file.read(columns=columns, use_threads=False)
+            table = read_parquet(raw, self._uri, list(self._columns))
             self._owners = table["episode_index"].to_numpy()
         except (*BAD_TABLE, KeyError):
             return "unreadable rows"
@@ -244,7 +241,9 @@ class _VideoFile:
                 storage.download_file(self._uri, path)
         if not path.is_file():
             raise FileNotFoundError(self._uri)
-        self._container = av.open(str(path))
+        self._container = opened(path)
+        if is_playlist(self._container):
+            raise ValueError(f"{self._uri}: no video but a list of others")
         self._stream = self._container.streams.video[0]
         if self._stream.codec_context is None:
             raise ValueError(f"{self._uri}: unknown codec")
@@ -267,7 +266,7 @@ def _pictures(table: Any, column: str) -> Iterator[av.VideoFrame]:
     """The pictures (PNG or JPEG) that the rows hold. Raises Unusable."""
     try:
         for value in table[column]:
-            with av.open(io.BytesIO(value["bytes"].as_py()), "r") as container:
+            with opened(value["bytes"].as_py()) as container:
                 yield next(container.decode(video=0))
     except (*_BAD_VIDEO, TypeError, KeyError, StopIteration) as error:  # no such column, a null in it, or no picture
         raise Unusable("damaged video") from error

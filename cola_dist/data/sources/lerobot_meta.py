@@ -8,8 +8,8 @@ Where the files lie is what the templates in ``meta/info.json`` say. Source: git
 from __future__ import annotations
 
 import io
-import json
 import re
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cola_dist import storage
+from cola_dist.data.parquet import read_parquet
 from cola_dist.errors import UserError
 
 BAD_TABLE = (pa.ArrowException, OSError, ValueError)
@@ -68,7 +69,7 @@ def read_info(uri: str) -> Info:
     except FileNotFoundError as error:
         raise UserError(f"{where}: not found; give the folder of a LeRobot dataset, which holds meta, data and videos") from error
     try:
-        info = json.loads(raw)
+        info = storage.json_of(raw)
         version, features, fps = str(info["codebase_version"]), info["features"], float(info["fps"])
         known = re.fullmatch(r"v?(2)\.[01]|v?(3)\.0", version)
         if known is None:
@@ -78,6 +79,9 @@ def read_info(uri: str) -> Info:
         robot, video_path, chunks_size = info.get("robot_type") or "unknown", info.get("video_path") or "", info.get("chunks_size") or 1000
         licence = next((text for text in (info.get("license"), info.get("licence")) if isinstance(text, str)), "")
         splits = dict(info.get("splits") or {})
+        for name in ("data_path", "video_path"):
+            if problem := _wrong_template(str(info.get(name) or "")):
+                raise ValueError(f"{name} {problem}")
         return Info(
             version, int(known[1] or known[2]), fps, robot, features, info["data_path"], video_path, int(chunks_size), licence, splits
         )
@@ -97,11 +101,12 @@ def meta_rows(uri: str, info: Info, what: str, names: Mapping[str, int]) -> list
         raw = storage.read_bytes(storage.join(uri, name))
         try:
             if info.major == 3:
-                file = pq.ParquetFile(io.BytesIO(raw), pre_buffer=False)
-                columns = [column for column in file.schema_arrow.names if not column.startswith("stats/")]
-                rows += file.read(columns=columns, use_threads=False).to_pylist()
+                columns = [column for column in pq.read_schema(io.BytesIO(raw)).names if not column.startswith("stats/")]
+                rows += read_parquet(raw, storage.join(uri, name), columns).to_pylist()
             else:
-                rows += [dict(json.loads(line)) for line in raw.split(b"\n") if line.strip()]
+                rows += [dict(storage.json_of(line)) for line in raw.split(b"\n") if line.strip()]
+        except UserError:
+            raise
         except (*BAD_TABLE, TypeError) as error:
             raise UserError(f"{storage.join(uri, name)}: unreadable; download the dataset again") from error
     return rows
@@ -128,18 +133,27 @@ def read_episodes(uri: str, info: Info, camera: str, names: Mapping[str, int]) -
 
 
 def _split(splits: Mapping[str, Any], index: int) -> Literal["", "train", "heldout"]:
-    spans = {name: re.fullmatch(r"(\d+):(\d+)", str(span)) for name, span in splits.items()}
+    spans = {name: re.fullmatch(r"(\d{1,18}):(\d{1,18})", str(span)) for name, span in splits.items()}
     names = [name for name, span in spans.items() if span and int(span[1]) <= index < int(span[2])]
     if any(re.match("val|test|eval", name) for name in names):
         return "heldout"
     return "train" if "train" in names else ""
 
 
+def _wrong_template(template: str) -> str:
+    """Why a template for names of files is none; empty where it is. Python's formats can do more than name files, such as write a billion zeros."""
+    for _, field, form, conversion in string.Formatter().parse(template):
+        if field is not None and (not re.fullmatch(r"\w+", field) or not re.fullmatch(r"0?\d?d?", form or "") or conversion):
+            return f"holds {{{field[:40]}}}, which names no file"
+    return "leads out of the dataset" if ".." in template.split("/") else ""
+
+
 def _placed(template: str, place: Mapping[str, Any], row: Mapping[str, Any], kind: str) -> str:
     columns = {name: f"{kind}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")}
     try:
         # Null where the video was never written; and then pandas turns the others into floats.
-        return template.format(**place, **{name: int(row[column]) for name, column in columns.items() if column in row})
+        found = template.format(**place, **{name: int(row[column]) for name, column in columns.items() if column in row})
+        return template if ".." in found.split("/") else found
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return template  # the name of no file
 

@@ -10,12 +10,10 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from cola_dist.data.decode import small_picture
+from cola_dist.data.decode import MOST_PIXELS, small_picture
 from cola_dist.data.sources import Unusable
 
 _DECODERS = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG\r\n\x1a\n": "png"}
-_MAX_PIXELS = 2**26
-"""A header that claims more is damaged or hostile: 8192 x 8192."""
 
 
 def picture_format(image: bytes) -> str:
@@ -34,7 +32,7 @@ def decode_pictures(images: Iterable[bytes], resolution: int) -> Iterator[NDArra
         try:
             # A new decoder for each: a used one takes a PNG for the difference to the one before.
             codec: Any = av.CodecContext.create(picture_format(image), "r")
-            codec.options = {"max_pixels": str(_MAX_PIXELS)}
+            codec.options = {"max_pixels": str(MOST_PIXELS)}
             codec.thread_count = 1  # with more, the picture comes out only with the next
             (frame,) = codec.decode(av.Packet(image))
             picture = small_picture(frame, resolution, reformatter)

@@ -5,7 +5,6 @@ Each record is an episode. The nested dataset ``steps`` is flattened, so that ``
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -60,7 +59,7 @@ class Layout:
         """From TFDS's ``features.json``. Raises ValueError, KeyError, TypeError or AttributeError when it is none."""
         images: list[str] = []
         widths: dict[str, int] = {}
-        pending: list[tuple[str, Any]] = [("", json.loads(text))]
+        pending: list[tuple[str, Any]] = [("", storage.json_of(text))]
         while pending:
             name, leaf = pending.pop()
             about = leaf.get("image") or leaf.get("tensor") or {}

@@ -60,6 +60,8 @@ _ON_THE_HAND = re.compile(r"wrist|hand|gripper", re.IGNORECASE)
 _NO_COLOUR = re.compile(r"depth|segment|mask|(^|_)seg(_|$)", re.IGNORECASE)
 _LIBERO_CAMERAS = ("agentview_rgb", "eye_in_hand_rgb")
 _WIDEST = 4096
+_MOST_NUMBERS = 2**27
+"""Of an episode's actions or states, or of names in a list, which are read as a whole: half a gigabyte."""
 _MAX_FPS = 240.0
 _LOOKED_AT = 8
 """Files that are searched for a camera's name at most; from object storage each is downloaded."""
@@ -339,6 +341,8 @@ def _rows(values: Mapping[str, Array], names: Sequence[str], lengths: tuple[int,
         wide = math.prod(array.shape[1:])
         if array.dtype.kind not in "biuf" or not array.shape or array.shape[0] not in lengths or not 0 < wide <= _WIDEST:
             return None, "mismatched rows"
+        if math.prod(array.shape) > _MOST_NUMBERS:  # which HDF5 may make up: what was never written it gives as zeros
+            return None, "declared size beyond reason"
         try:
             with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
                 parts.append(np.concatenate([block.reshape(-1, wide).astype(np.float32) for block in array.blocks()]))
@@ -350,7 +354,8 @@ def _rows(values: Mapping[str, Array], names: Sequence[str], lengths: tuple[int,
 
 def _texts(array: Array) -> set[str]:
     """The names that a filter key lists."""
-    rows = [row for block in array.blocks() for row in block.ravel().tolist()] if array.dtype.kind in "OS" and array.shape else []
+    sound = array.dtype.kind in "OS" and array.shape and math.prod(array.shape) * array.dtype.itemsize <= _MOST_NUMBERS
+    rows = [row for block in array.blocks() for row in block.ravel().tolist()] if sound else []
     return {row.decode(errors="replace") if isinstance(row, bytes) else str(row) for row in rows}
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import string
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,9 +15,9 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cola_dist import storage
+from cola_dist.data.parquet import read_parquet
 from cola_dist.errors import UserError
 
 Split = Literal["", "train", "heldout"]
@@ -107,13 +106,15 @@ def _cells(uri: str, columns: Columns) -> list[dict[str, Any]]:
     data = storage.read_bytes(uri)
     try:
         if kind == ".parquet":
-            return list(pq.read_table(io.BytesIO(data)).to_pylist())
+            return list(read_parquet(data, uri).to_pylist())
         text = data.decode("utf-8-sig")
         if kind == ".json":
-            return _objects(json.loads(text), columns.rows)
+            return _objects(storage.json_of(text), columns.rows)
         if kind in (".jsonl", ".ndjson"):
-            return _objects([json.loads(line) for line in text.splitlines() if line.strip()], "")
+            return _objects([storage.json_of(line) for line in text.splitlines() if line.strip()], "")
         return _text_table(text, columns.header)
+    except UserError:
+        raise
     except (ValueError, csv.Error, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{uri}: not a table of its kind ({reason}); give CSV, JSON, JSON lines or Parquet by these endings") from error

@@ -21,6 +21,8 @@ PIECE = 8 * 1024**2
 """Bytes that one read of a file asks for: a request for each record would be slow on object storage."""
 LONGEST = 2**31
 """Bytes of the longest record: protobuf has no longer message."""
+_MOST_VALUES = 2**24
+"""Bytes that encode a list of integers, and texts in a list: in Python each takes many times its own size."""
 _SEARCHED = 1024**2
 """Bytes of the window in which the next record is searched."""
 _INFLATED = 16 * 1024
@@ -233,6 +235,8 @@ def _values(kind: int, items: list[bytes]) -> Values:
     if kind == 2:
         return np.frombuffer(b"".join(items), np.float32)
     data, numbers, at = b"".join(items), [], 0
+    if len(data) > _MOST_VALUES:
+        raise ValueError("too many numbers in a list")
     while at < len(data):
         number, at = _varint(data, at)
         numbers.append(number)
@@ -250,5 +254,8 @@ def parse_example(data: bytes | memoryview) -> dict[str, Values]:
             pair = dict(_fields(entry))
             name = bytes(pair.get(1, b"")).decode()
             for kind, values in _fields(memoryview(pair.get(2, b""))):
-                found[name] = _values(kind, [bytes(item) for _, item in _fields(values)])
+                items = [bytes(item) for _, item in itertools.islice(_fields(values), _MOST_VALUES + 1)]
+                if len(items) > _MOST_VALUES:
+                    raise ValueError("too many values in a list")
+                found[name] = _values(kind, items)
     return found

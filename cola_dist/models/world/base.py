@@ -146,6 +146,10 @@ class WorldModel(nn.Module):
                     raise UserError(f"the autoencoder's latents have {value} channels but {where} has {shape.get(field)}: {fit}")
                 remedy = f"set world.{field} to {shape.get(field)} or choose another world.pretrained"
                 raise UserError(f"world.{field} is {value} but {where} has {shape.get(field)}: {remedy}")
+        if shape.keys() != set(cls.shape_names) or not all(type(side) is int for side in shape.values()):
+            raise UserError(
+                f"{where} does not say how large the generator is, in {', '.join(cls.shape_names)}: save it again with this version"
+            )
         model: Self = without_weights(lambda: cls(**shape))
         if published:
             model.loaded = load_published(model, uri, model.published_drops, place)

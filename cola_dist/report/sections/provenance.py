@@ -13,7 +13,6 @@ from cola_dist.report.judged import Judgement
 from cola_dist.report.origin import Origin
 from cola_dist.report.trials import Study, Sweep, Trial
 from cola_dist.report.words import NOTHING, count, listing, number
-from cola_dist.sender import redact
 
 _LISTED = ("recipe", "commit", "started", "budget_seconds", "metric", "mode", "space", "overrides")
 
@@ -22,11 +21,11 @@ def provenance(analysis: Analysis | None, judged: Sequence[Judgement], origin: O
     """Commands, commits, versions, budgets, and what became of each trial."""
     made: list[Block] = [
         Text(f"This page was made at commit {origin.commit or 'unknown'} by"),
-        Code(redact(origin.command)),
+        Code(origin.command),
         Text("with " + ", ".join(f"{name} {version}" for name, version in origin.versions.items()) + ".", small=True),
     ]
     if judged:
-        made.append(Table(["results", "kind"], [[redact(one.uri), one.kind] for one in judged]))
+        made.append(Table(["results", "kind"], [[one.uri, one.kind] for one in judged]))
     blocks = [*_sweeps(analysis.study), *made, *_trials(analysis.study)] if analysis else made
     said = _conclusion(analysis) if analysis else f"{count(len(judged), 'folder')} of results."
     return Section("provenance", "Where this comes from", said, blocks)
@@ -39,9 +38,9 @@ def _sweeps(study: Study) -> list[Block]:
 def _trials(study: Study) -> list[Block]:
     blocks: list[Block] = []
     if study.damaged:
-        lines = [f"{_name(trial)}: {redact(reason)}" for trial, reason in study.damaged]
+        lines = [f"{_name(trial)}: {reason}" for trial, reason in study.damaged]
         blocks.append(Fold(f"Damaged, in no figure of this page: {count(len(lines), 'trial')}", [Points(lines)], opened=True))
-    failed = [f"{_name(trial)}: {redact(trial.why) or 'no reason given'}" for trial in study.trials if trial.status == "failed"]
+    failed = [f"{_name(trial)}: {trial.why or 'no reason given'}" for trial in study.trials if trial.status == "failed"]
     if failed:
         blocks.append(Fold(f"Failed: {count(len(failed), 'trial')}", [Points(failed)], opened=True))
     if study.superseded:
@@ -56,13 +55,13 @@ def _sweep(sweep: Sweep) -> list[Block]:
     rows = [[name, _text(about[name])] for name in _LISTED if about.get(name) not in (None, "", [])]
     return [
         Text(f"Sweep {storage.name(sweep.uri)}, made by"),
-        Code(redact(str(about.get("command") or "a command that sweep.json does not hold"))),
+        Code(str(about.get("command") or "a command that sweep.json does not hold")),
         Table(["", ""], rows),
     ]
 
 
 def _text(value: object) -> str:
-    return redact(value if isinstance(value, str) else json.dumps(value))
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _name(trial: Trial) -> str:
@@ -71,7 +70,7 @@ def _name(trial: Trial) -> str:
 
 def _row(trial: Trial) -> list[str]:
     settings = ", ".join(f"{name} = {value}" for name, value in trial.settings) or NOTHING
-    words = [trial.id, trial.arm, trial.domain, str(trial.seed), settings, trial.status, redact(trial.why) or NOTHING]
+    words = [trial.id, trial.arm, trial.domain, str(trial.seed), settings, trial.status, trial.why or NOTHING]
     return [*words, number(trial.spent_seconds), str(trial.steps), storage.name(trial.run) or NOTHING]
 
 

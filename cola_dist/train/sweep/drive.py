@@ -43,7 +43,7 @@ def read_looks(run: str, heard: set[str]) -> Iterator[dict[str, Any]]:
     for name in storage.list_files(folder):
         if name.endswith(".json") and name not in heard:
             heard.add(name)
-            yield json.loads(storage.read_bytes(storage.join(folder, name)))
+            yield storage.read_json(storage.join(folder, name))
 
 
 def seen(id: str, look: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _train(plan: Plan, trial: Trial, cpus: float) -> dict[str, Any]:
 def _ended(run: str) -> dict[str, Any] | None:
     """The result of a run that had come to its end before the sweep could write that down."""
     try:
-        result: dict[str, Any] = json.loads(storage.read_bytes(storage.join(run, "result.json")))
+        result: dict[str, Any] = storage.read_json(storage.join(run, "result.json"))
     except FileNotFoundError:
         return None
     return result if result["status"] == FINISHED else None

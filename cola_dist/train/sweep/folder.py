@@ -17,8 +17,8 @@ import yaml
 
 from cola_dist import storage
 from cola_dist.errors import UserError
-from cola_dist.settings import apply_overrides, as_options, base_of
-from cola_dist.tracking import redact
+from cola_dist.redact import redact
+from cola_dist.settings import apply_overrides, as_options, base_of, load_yaml
 from cola_dist.train.session import commit, tracking_uri
 from cola_dist.train.sweep.plan import Plan
 from cola_dist.train.sweep.space import Space, read_space, to_tree
@@ -88,8 +88,8 @@ def open_sweep(where: str, output: str) -> Sweep:
     """The sweep to resume: a sweep's id below ``output``, or its folder. Raises ``UserError`` where there is none."""
     uri = storage.absolute(where) if "/" in where else storage.join(storage.absolute(output), where)
     try:
-        about: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, "sweep.json")))
-        tree: Mapping[str, Any] = yaml.safe_load(storage.read_bytes(storage.join(uri, "space.yaml")))
+        about: dict[str, Any] = storage.read_json(storage.join(uri, "sweep.json"))
+        tree: Mapping[str, Any] = load_yaml(storage.read_bytes(storage.join(uri, "space.yaml")))
         named = (about["space"], about["tracking_uri"], tuple(about["overrides"]), about["budget_seconds"])
     except FileNotFoundError as error:
         raise UserError(f"no sweep to resume in {uri}: give --resume a sweep's id below --output, or its folder") from error

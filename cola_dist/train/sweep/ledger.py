@@ -10,6 +10,7 @@ from typing import Any
 
 from cola_dist import storage
 from cola_dist.errors import UserError
+from cola_dist.redact import redact
 from cola_dist.train.sweep.plan import Trial
 
 FINISHED, STOPPED, FAILED, RUNNING = "finished", "stopped", "failed", "running"
@@ -64,7 +65,7 @@ class Ledger:
 
     def end(self, id: str, status: str, why: str) -> Entry:
         """A trial has come to its end. Returns what is written down of it."""
-        entry = replace(self.entries[id], status=status, why=" ".join(why.split()))
+        entry = replace(self.entries[id], status=status, why=redact(" ".join(why.split())))
         self.entries[id] = entry
         self.write()
         return entry
@@ -92,7 +93,7 @@ class Ledger:
 def read_ledger(uri: str) -> Ledger:
     """The ledger at ``uri``, empty where there is none yet. Raises ``UserError`` for one that is damaged."""
     try:
-        rows = json.loads(storage.read_bytes(uri))
+        rows = storage.read_json(uri)
         entries = [Entry(**row) for row in rows]
     except FileNotFoundError:
         return Ledger(uri)

@@ -32,7 +32,7 @@ import yaml
 
 from cola_dist.arms import ARMS
 from cola_dist.errors import UserError
-from cola_dist.settings import as_options, base_of, leaves, nearest
+from cola_dist.settings import as_options, base_of, leaves, load_yaml, nearest
 from cola_dist.train.sweep.spaces import SPACES
 
 Scalar = str | int | float | bool | None
@@ -122,7 +122,7 @@ def load_space(name: str) -> Space:
     if not name.endswith((".yaml", ".yml")):
         raise UserError(f"unknown space {name!r}{nearest(name, SPACES)}; there are: {', '.join(SPACES)}; or give a YAML file")
     try:
-        tree = yaml.safe_load(Path(name).read_text())
+        tree = load_yaml(Path(name).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read space {name}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
