@@ -7,13 +7,15 @@ manifest is an interrupted write and does not count. Nothing is pickled.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,44 +27,29 @@ from torch import Tensor
 from cola_dist import storage
 from cola_dist.errors import UserError
 from cola_dist.train.engine import Fragment
+from cola_dist.train.shelf import FORMAT_VERSION, MANIFEST, DamagedCheckpoint, Position, prune, read_manifest, size_faults
 
-FORMAT_VERSION = 2
 KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema")
-_COMMIT_TIMEOUT_S = 1800.0
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands: everything but the tensors."""
-
-    step: int
-    """The next step; as many global batches were consumed."""
-    phase: str
-    """The phase that the fragments come from."""
-    recipe: str
-    order_hash: str
-    """Identity of the sequence of clips before ``step``."""
-    adam_steps: Mapping[str, int]
-    frozen: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Roles saved by reference: ``{"uri": …, "sha256": hash of their weights}``."""
-    record: Mapping[str, Any] = field(default_factory=dict)
-    """Indicators and hashes gathered so far, for the final report."""
+COMMIT_TIMEOUT_S = 1800.0
+"""After so long a checkpoint's write is given up."""
 
 
 class Checkpoint:
     """A committed checkpoint, for reading. Object storage is copied to a temporary folder first."""
 
     def __init__(self, uri: str) -> None:
-        """Open the checkpoint in folder ``uri``. Raises ``UserError`` if a file is missing or not what the manifest says."""
+        """Open the checkpoint in folder ``uri``. Raises ``DamagedCheckpoint`` if a file is missing or not what the manifest says."""
         self.uri = uri
-        manifest = _read_manifest(uri)
-        self.position = Position(**manifest["position"])
+        self.manifest = read_manifest(uri)
+        self.position, self.shapes = self.manifest.position, self.manifest.shapes
         self._local = tempfile.TemporaryDirectory(prefix="cola-checkpoint-") if storage.local_path(uri) is None else None
         self._index: dict[tuple[str, str], list[tuple[int, int, Path, str]]] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
         self.buffers: dict[str, Tensor] = {}
-        for name, sha256 in manifest["files"].items():
-            self._open(self._fetch(name, sha256))
+        for name, sha256 in self.manifest.files.items():
+            path = fetch(uri, name, self._local.name if self._local else "")
+            if fault := file_fault(path, sha256):
+                raise DamagedCheckpoint(uri, fault)
+            self._open(path)
 
     def read(self, kind: str, name: str, start: int = 0, length: int | None = None) -> Tensor:
         """Elements ``[start, start + length)`` of the flattened parameter (or moment) ``name``, fp32, 1-D."""
@@ -97,36 +84,40 @@ class Checkpoint:
             )
         return int(torch.Size(self.shapes[name]).numel())
 
-    def _fetch(self, name: str, sha256: str) -> Path:
-        uri = storage.join(self.uri, name)
-        path = storage.local_path(uri)
-        try:
-            if path is None:
-                assert self._local is not None
-                path = Path(self._local.name) / name
-                storage.download_file(uri, str(path))
-            found = _sha256(path)
-        except FileNotFoundError as error:
-            raise UserError(f"checkpoint file {uri} is missing: delete the folder to fall back to the checkpoint before it") from error
-        if found != sha256:
-            raise UserError(
-                f"checkpoint file {uri} is damaged (sha256 differs from the manifest): delete the folder to fall back to the checkpoint before it"
-            )
-        return path
-
     def _open(self, path: Path) -> None:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 - not a dict
-                    kind, start, name = key.split(":", 2)
-                    if kind == "buffer":
-                        self.buffers[name] = file.get_tensor(key)
-                    else:
-                        self._index.setdefault((kind, name), []).append((int(start), file.get_slice(key).get_shape()[0], path, key))
-        except SafetensorError as error:
-            raise UserError(
-                f"checkpoint file {path.name} in {self.uri} cannot be read ({error}): delete the folder to fall back to the one before"
-            ) from error
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                kind, start, name = key.split(":", 2)
+                if kind == "buffer":
+                    self.buffers[name] = file.get_tensor(key)
+                else:
+                    self._index.setdefault((kind, name), []).append((int(start), file.get_slice(key).get_shape()[0], path, key))
+
+
+def fetch(uri: str, name: str, folder: str) -> Path:
+    """The file ``name`` of the checkpoint in folder ``uri``; out of object storage as a copy in ``folder``. It may not be there."""
+    where = storage.join(uri, name)
+    path = storage.local_path(where)
+    if path is None:
+        path = Path(folder) / name
+        with contextlib.suppress(FileNotFoundError):
+            storage.download_file(where, str(path))
+    return path
+
+
+def file_fault(path: Path, sha256: str) -> str:
+    """What is wrong with a checkpoint's file, or nothing."""
+    try:
+        if _sha256(path) != sha256:
+            return f"{path.name} is damaged: its sha256 differs from the manifest's"
+        with safe_open(path, framework="pt"):
+            return ""
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except (SafetensorError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EIO:  # rights and the like are not the file's fault
+            raise
+        return f"{path.name} cannot be read: {error}"
 
 
 class CheckpointWriter:
@@ -188,7 +179,8 @@ class CheckpointWriter:
                 save_file(tensors, path)
                 sha256 = _sha256(path)
                 storage.upload_file(str(path), storage.join(uri, name))
-            storage.write_bytes(storage.join(uri, f"rank-{self._rank:05d}.json"), json.dumps({"file": name, "sha256": sha256}).encode())
+                part = {"file": name, "sha256": sha256, "bytes": path.stat().st_size}
+            storage.write_bytes(storage.join(uri, f"rank-{self._rank:05d}.json"), json.dumps(part).encode())
             if self._rank == 0:
                 self._commit(uri, manifest)
         except Exception as error:  # reported by the next wait(), in the training thread
@@ -197,33 +189,18 @@ class CheckpointWriter:
     def _commit(self, uri: str, manifest: dict[str, Any]) -> None:
         """Write the manifest once every rank's file is there, then drop checkpoints beyond the newest ``keep``."""
         wanted = {f"rank-{rank:05d}.json" for rank in range(self._world)}
-        deadline = time.monotonic() + _COMMIT_TIMEOUT_S
-        while not wanted <= storage.list_files(uri).keys():
+        deadline = time.monotonic() + COMMIT_TIMEOUT_S
+        while not wanted <= (there := storage.list_files(uri)).keys():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"checkpoint {uri}: not all {self._world} ranks wrote their part within {_COMMIT_TIMEOUT_S:.0f} s")
+                raise TimeoutError(f"checkpoint {uri}: not all {self._world} ranks wrote their part within {COMMIT_TIMEOUT_S:.0f} s")
             time.sleep(0.05)
-        parts = [_read_json(storage.join(uri, name)) for name in sorted(wanted)]
+        parts = [json.loads(storage.read_bytes(storage.join(uri, name))) for name in sorted(wanted)]
         manifest["files"] = {part["file"]: part["sha256"] for part in parts}
-        storage.write_bytes(storage.join(uri, "manifest.json"), json.dumps(manifest).encode())
-        for old in committed(self._folder)[: -self._keep]:
-            storage.delete(old)
-
-
-def committed(folder: str) -> list[str]:
-    """URIs of the committed checkpoints in ``folder``, oldest first."""
-    names = {name.split("/")[0] for name in storage.list_files(folder) if name.endswith("/manifest.json")}
-    return [storage.join(folder, name) for name in sorted(names)]
-
-
-def latest(run_uri: str) -> str | None:
-    """URI of the newest committed checkpoint of a run; none if there is none."""
-    found = committed(storage.join(run_uri, "checkpoints"))
-    return found[-1] if found else None
-
-
-def read_position(uri: str) -> Position:
-    """Where the checkpoint in folder ``uri`` stands, from its manifest alone. Raises ``UserError`` if that is missing or damaged."""
-    return Position(**_read_manifest(uri)["position"])
+        manifest["bytes"] = {part["file"]: part["bytes"] for part in parts}
+        if faults := size_faults(manifest["bytes"], there):
+            raise OSError(f"checkpoint {uri} was not stored whole ({faults[0]}): look at the storage's quota and disks")
+        storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(manifest).encode())
+        prune(self._folder, self._keep)
 
 
 def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
@@ -233,27 +210,6 @@ def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def _read_manifest(uri: str) -> dict[str, Any]:
-    manifest = _read_json(storage.join(uri, "manifest.json"))
-    if manifest.get("format") != FORMAT_VERSION:
-        raise UserError(
-            f"checkpoint {uri} has format {manifest.get('format')}, this version reads {FORMAT_VERSION}: resume it with the version that wrote it"
-        )
-    return manifest
-
-
-def _read_json(uri: str) -> dict[str, Any]:
-    try:
-        value = json.loads(storage.read_bytes(uri))
-    except FileNotFoundError as error:
-        raise UserError(f"{uri} is missing: give the folder of a run or of a checkpoint of cola-dist") from error
-    except ValueError as error:
-        raise UserError(f"{uri} is damaged: delete the folder to fall back to the checkpoint before it") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{uri} is damaged: delete the folder to fall back to the checkpoint before it")
-    return value
 
 
 def _sha256(path: Path) -> str:

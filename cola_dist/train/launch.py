@@ -32,6 +32,7 @@ from cola_dist.train.job import write_config
 from cola_dist.train.loop import plan_stream
 from cola_dist.train.progress import ProgressView
 from cola_dist.train.session import deliver_waiting, run_worker
+from cola_dist.train.shelf import DamagedCheckpoint
 
 _REPORT_EVERY_S = 0.3
 _READERS_AT_LEAST = 1
@@ -97,6 +98,8 @@ def launch(config: RunConfig, run_uri: str, debug: bool = False, parent: str | N
     with Interrupt(training.ask_to_stop), ProgressView(config) as view:
         while training.running(0.5):
             view.update(training.progress())
+            view.note(training.notes())
+        view.note(training.notes())
     result = training.result()
     deliver_waiting(config)
     return result
@@ -120,6 +123,11 @@ class Training:
         """The newest progress; empty until the first step is done."""
         progress: dict[str, Any] = ray.get(self._board.progress.remote())
         return progress
+
+    def notes(self) -> list[str]:
+        """What the user should know so far, a line each."""
+        notes: list[str] = ray.get(self._board.notes.remote())
+        return notes
 
     def ask_to_stop(self) -> None:
         """Have the run write a checkpoint and end as ``interrupted``."""
@@ -194,6 +202,8 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, pl
         storage.trust_endpoints()
         try:
             run_worker(config, run_uri, RayWorker(board, config.data.steps_per_read), place.parent)
+        except DamagedCheckpoint:
+            raise  # nobody need mend it: the next worker group falls back to the checkpoint before
         except UserError as error:
             ray.get(board.refuse.remote(str(error)))
             raise
@@ -204,8 +214,9 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, pl
     readers = max(1, int(free / max(1.0, config.data.reader_cpus)))
 
     def clips() -> ray.data.Dataset:
-        # Ray Train calls this when it starts a worker group: after a failure the stream begins where the newest checkpoint stands.
-        plan, factory = plan_stream(config, run_uri), EncoderFactory(config)
+        # Ray Train calls this when it starts a worker group: after a failure the stream begins where the newest whole checkpoint stands.
+        plan = plan_stream(config, run_uri, lambda line: ray.get(board.note.remote(line)))
+        factory = EncoderFactory(config)
         return stream.dataset(reader, plan, lambda step: ray.get(board.reached.remote(step)), factory, train.gpus, readers)
 
     context = ray.data.DataContext.get_current()
