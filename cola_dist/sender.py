@@ -160,6 +160,12 @@ def connect(uri: str) -> tuple[Any, Any]:
     return mlflow.MlflowClient(tracking_uri=uri), mlflow.MlflowException
 
 
+def look_in(uri: str) -> None:
+    """Ask for one experiment. Raises what MLflow raises."""
+    client, _ = connect(uri)
+    client.search_experiments(max_results=1)
+
+
 def add_to_run(uri: str, run: str, files: Mapping[str, bytes], metrics: Mapping[str, float], step: int) -> None:
     """Log ``files`` by artifact name and ``metrics`` at ``step`` to a run that exists. Raises what MLflow raises, and ValueError for a name that
     leads out of the run."""

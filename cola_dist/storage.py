@@ -148,6 +148,15 @@ def size(uri: str) -> int:
     return objects.size(place(uri))
 
 
+def modified(uri: str) -> float:
+    """When a file was written last, in seconds since 1970 by the clock of where it lies. Raises FileNotFoundError."""
+    path = local_path(uri)
+    if path is not None:
+        with _local_errors(uri):
+            return path.stat().st_mtime
+    return objects.modified(place(uri))
+
+
 def exists(uri: str) -> bool:
     """Whether there is a file or a folder with something in it."""
     path = local_path(uri)

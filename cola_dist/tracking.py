@@ -18,13 +18,13 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from cola_dist.redact import HIDDEN, redact, without_credentials
-from cola_dist.sender import METRICS_PER_CALL, Sender, add_to_run
+from cola_dist.sender import METRICS_PER_CALL, Sender, add_to_run, look_in
 from cola_dist.spool import Meta, Spool, SpoolWriter
 
 if TYPE_CHECKING:
@@ -190,16 +190,29 @@ def attach(
     if database != uri and not Path(database).is_file():
         # MLflow would make an empty one.
         return f"no database {database}"
+    return _within(wait, uri, lambda: add_to_run(uri, run, files, metrics or {}, step))
+
+
+def reach(uri: str, wait: float = 30.0) -> str:
+    """Ask MLflow for one experiment. Returns why that failed, or nothing; a database file that is not there yet is no failure."""
+    database = uri.removeprefix("sqlite:///")
+    if database != uri and not Path(database).is_file():
+        return ""
+    return _within(wait, uri, lambda: look_in(uri))
+
+
+def _within(wait: float, uri: str, work: Callable[[], None]) -> str:
+    """Do ``work``, which speaks to MLflow at ``uri``, for at most ``wait`` seconds. Returns why it failed, or nothing."""
     reason = [f"MLflow at {redact(uri)} gave no answer within {wait:g} s"]
 
-    def work() -> None:
+    def attempt() -> None:
         try:
-            add_to_run(uri, run, files, metrics or {}, step)
+            work()
             reason[0] = ""
-        except Exception as error:  # MLflow's clients raise anything; the caller has the files and may go on
+        except Exception as error:  # MLflow's clients raise anything; the caller may go on without it
             reason[0] = redact(f"MLflow at {uri}: {error}").split("\n")[0][:300]
 
-    thread = threading.Thread(target=work, name="attach", daemon=True)
+    thread = threading.Thread(target=attempt, name="mlflow", daemon=True)
     thread.start()
     thread.join(wait)
     return reason[0]

@@ -44,6 +44,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
         *("runtime", "evaluation", "diagnostics", "methods", "models", "data"),
         *("tracking", "storage", "settings", "checks", "recipes", "arms", "config", "logs"),
     },
+    "doctor": {"train", "runtime", "data", "tracking", "storage"},
     "planning": {"evaluation", "methods", "models", "data", "settings", "storage", "tracking", "config"},
     "report": {"evaluation", "tracking", "sender", "diagnostics", "arms", "storage", "config"},
 }
@@ -54,7 +55,10 @@ ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "optuna": ("cola_dist/train/sweep/",),
     "boto3": ("cola_dist/storage.py", "cola_dist/s3/"),
     "botocore": ("cola_dist/storage.py", "cola_dist/s3/"),
-    "ray": ("cola_dist/runtime.py", "cola_dist/data/", "cola_dist/train/", "cola_dist/evaluation/", "cola_dist/planning/", "jobs/"),
+    "ray": (
+        *("cola_dist/runtime.py", "cola_dist/data/", "cola_dist/train/", "cola_dist/doctor/"),
+        *("cola_dist/evaluation/", "cola_dist/planning/", "jobs/"),
+    ),
     "diffusers": ("cola_dist/models/",),
 }
 # Libraries that may be imported inside functions only: what uses them is optional, or they take seconds.

@@ -29,7 +29,7 @@ from cola_dist.data.shards import open_folder
 from cola_dist.errors import UserError
 from cola_dist.methods import build_world
 from cola_dist.settings import to_yaml
-from cola_dist.train.checkpoint import latest
+from cola_dist.train.shelf import latest
 from cola_dist.train.trace import read_trace
 from jobs import cotrain
 from tests.conftest import Undisturbed
@@ -320,7 +320,7 @@ def test_a_run_that_does_not_fit_is_not_resumed(undisturbed: Undisturbed, tmp_pa
     (run / "config.yaml").write_text(settings)
     (checkpoint / "rank-00000.safetensors").unlink()
     line = refusal(capsys, "--resume", str(run))
-    assert f"{checkpoint}/rank-00000.safetensors is missing: delete the folder to fall back" in line
+    assert f"no checkpoint of run {run} is whole ({checkpoint.name} (rank-00000.safetensors is missing)): bring back the files" in line
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,11 @@ def size(where: Place) -> int:
     return patiently(where, lambda _: int(client(where).head_object(Bucket=where.bucket, Key=where.key)["ContentLength"]))
 
 
+def modified(where: Place) -> float:
+    """When an object was written, in seconds since 1970 by the server's clock. Raises FileNotFoundError."""
+    return patiently(where, lambda _: float(client(where).head_object(Bucket=where.bucket, Key=where.key)["LastModified"].timestamp()))
+
+
 def below(where: Place) -> Iterator[tuple[str, int]]:
     """(name below the place, bytes) of every object below it."""
     prefix = f"{where.key}/" if where.key else ""

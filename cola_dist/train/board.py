@@ -1,4 +1,4 @@
-"""Where workers and driver meet: progress one way, the wish to stop and the reason for failing the other."""
+"""Where workers and driver meet: progress, notes and the reason for failing one way, the wish to stop the other."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Board:
         self._saves = 0
         self._workers = 0
         self._user_error = ""
+        self._notes: list[str] = []
         self._moved = asyncio.Event()
 
     async def begin(self) -> int:
@@ -52,6 +53,14 @@ class Board:
         while self._step < step and time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._moved.wait(), deadline - time.monotonic())
+
+    async def note(self, line: str) -> None:
+        """Something that the user should know and that stops nothing."""
+        self._notes.append(line)
+
+    async def notes(self) -> list[str]:
+        """All notes so far."""
+        return self._notes
 
     async def ask_to_stop(self) -> None:
         """The driver was interrupted."""

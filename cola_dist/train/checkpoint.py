@@ -7,15 +7,16 @@ manifest is an interrupted write and does not count. Nothing is pickled.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import math
-import re
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,44 +28,29 @@ from torch import Tensor
 from cola_dist import storage
 from cola_dist.errors import UserError
 from cola_dist.train.engine import Fragment
+from cola_dist.train.shelf import FORMAT_VERSION, MANIFEST, DamagedCheckpoint, Position, prune, read_manifest, size_faults
 
-FORMAT_VERSION = 2
 KINDS = ("weight", "exp_avg", "exp_avg_sq", "ema")
-_COMMIT_TIMEOUT_S = 1800.0
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands: everything but the tensors."""
-
-    step: int
-    """The next step; as many global batches were consumed."""
-    phase: str
-    """The phase that the fragments come from."""
-    recipe: str
-    order_hash: str
-    """Identity of the sequence of clips before ``step``."""
-    adam_steps: Mapping[str, int]
-    frozen: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Roles saved by reference: ``{"uri": …, "sha256": hash of their weights}``."""
-    record: Mapping[str, Any] = field(default_factory=dict)
-    """Indicators and hashes gathered so far, for the final report."""
+COMMIT_TIMEOUT_S = 1800.0
+"""After so long a checkpoint's write is given up."""
 
 
 class Checkpoint:
     """A committed checkpoint, for reading. Object storage is copied to a temporary folder first."""
 
     def __init__(self, uri: str) -> None:
-        """Open the checkpoint in folder ``uri``. Raises ``UserError`` if a file is missing or not what the manifest says."""
+        """Open the checkpoint in folder ``uri``. Raises ``DamagedCheckpoint`` if a file is missing or not what the manifest says."""
         self.uri = uri
-        manifest = _read_manifest(uri)
-        self.position = Position(**manifest["position"])
+        self.manifest = read_manifest(uri)
+        self.position, self.shapes = self.manifest.position, self.manifest.shapes
         self._local = tempfile.TemporaryDirectory(prefix="cola-checkpoint-") if storage.local_path(uri) is None else None
         self._index: dict[tuple[str, str], list[tuple[int, int, Path, str]]] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
         self.buffers: dict[str, Tensor] = {}
-        for name, sha256 in manifest["files"].items():
-            self._open(self._fetch(name, sha256))
+        for name, sha256 in self.manifest.files.items():
+            path = fetch(uri, name, self._local.name if self._local else "")
+            if fault := file_fault(path, sha256):
+                raise DamagedCheckpoint(uri, fault)
+            self._open(path)
 
     def read(self, kind: str, name: str, start: int = 0, length: int | None = None) -> Tensor:
         """Elements ``[start, start + length)`` of the flattened parameter (or moment) ``name``, fp32, 1-D."""
@@ -101,37 +87,41 @@ class Checkpoint:
             )
         return math.prod(self.shapes[name])
 
-    def _fetch(self, name: str, sha256: str) -> Path:
-        uri = storage.join(self.uri, name)
-        path = storage.local_path(uri)
-        try:
-            if path is None:
-                assert self._local is not None
-                path = Path(self._local.name) / name
-                storage.download_file(uri, str(path))
-            found = _sha256(path)
-        except FileNotFoundError as error:
-            raise UserError(f"checkpoint file {uri} is missing: delete the folder to fall back to the checkpoint before it") from error
-        if found != sha256:
-            raise UserError(
-                f"checkpoint file {uri} is damaged (sha256 differs from the manifest): delete the folder to fall back to the checkpoint before it"
-            )
-        return path
-
     def _open(self, path: Path) -> None:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 - not a dict
-                    kind, start, name = key.split(":", 2)
-                    if kind == "buffer":
-                        self.buffers[name] = file.get_tensor(key)
-                    else:
-                        (size,) = file.get_slice(key).get_shape()
-                        self._index.setdefault((kind, name), []).append((int(start), size, path, key))
-        except (SafetensorError, ValueError) as error:
-            raise UserError(
-                f"checkpoint file {path.name} in {self.uri} cannot be read ({error}): delete the folder to fall back to the one before"
-            ) from error
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                kind, start, name = key.split(":", 2)
+                if kind == "buffer":
+                    self.buffers[name] = file.get_tensor(key)
+                else:
+                    (size,) = file.get_slice(key).get_shape()
+                    self._index.setdefault((kind, name), []).append((int(start), size, path, key))
+
+
+def fetch(uri: str, name: str, folder: str) -> Path:
+    """The file ``name`` of the checkpoint in folder ``uri``; out of object storage as a copy in ``folder``. It may not be there."""
+    where = storage.join(uri, name)
+    path = storage.local_path(where)
+    if path is None:
+        path = Path(folder) / name
+        with contextlib.suppress(FileNotFoundError):
+            storage.download_file(where, str(path))
+    return path
+
+
+def file_fault(path: Path, sha256: str) -> str:
+    """What is wrong with a checkpoint's file, or nothing."""
+    try:
+        if _sha256(path) != sha256:
+            return f"{path.name} is damaged: its sha256 differs from the manifest's"
+        with safe_open(path, framework="pt"):
+            return ""
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except (SafetensorError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EIO:  # rights and the like are not the file's fault
+            raise
+        return f"{path.name} cannot be read: {error}"
 
 
 @dataclass(frozen=True)
@@ -203,7 +193,8 @@ class CheckpointWriter:
                 save_file(tensors, path)
                 sha256 = _sha256(path)
                 storage.upload_file(str(path), storage.join(uri, name))
-            storage.write_bytes(storage.join(uri, f"rank-{self._rank:05d}.json"), json.dumps({"file": name, "sha256": sha256}).encode())
+                part = {"file": name, "sha256": sha256, "bytes": path.stat().st_size}
+            storage.write_bytes(storage.join(uri, f"rank-{self._rank:05d}.json"), json.dumps(part).encode())
             if self._rank == 0:
                 self._commit(uri, manifest)
                 self.newest = Commit(time.time(), time.time() - began)
@@ -213,33 +204,18 @@ class CheckpointWriter:
     def _commit(self, uri: str, manifest: dict[str, Any]) -> None:
         """Write the manifest once every rank's file is there, then drop checkpoints beyond the newest ``keep``."""
         wanted = {f"rank-{rank:05d}.json" for rank in range(self._world)}
-        deadline = time.monotonic() + _COMMIT_TIMEOUT_S
-        while not wanted <= storage.list_files(uri).keys():
+        deadline = time.monotonic() + COMMIT_TIMEOUT_S
+        while not wanted <= (there := storage.list_files(uri)).keys():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"checkpoint {uri}: not all {self._world} ranks wrote their part within {_COMMIT_TIMEOUT_S:.0f} s")
+                raise TimeoutError(f"checkpoint {uri}: not all {self._world} ranks wrote their part within {COMMIT_TIMEOUT_S:.0f} s")
             time.sleep(0.05)
-        parts = [_read_json(storage.join(uri, name)) for name in sorted(wanted)]
+        parts = [json.loads(storage.read_bytes(storage.join(uri, name))) for name in sorted(wanted)]
         manifest["files"] = {part["file"]: part["sha256"] for part in parts}
-        storage.write_bytes(storage.join(uri, "manifest.json"), json.dumps(manifest).encode())
-        for old in committed(self._folder)[: -self._keep]:
-            storage.delete(old)
-
-
-def committed(folder: str) -> list[str]:
-    """URIs of the committed checkpoints in ``folder``, oldest first."""
-    names = {name.split("/")[0] for name in storage.list_files(folder) if name.endswith("/manifest.json")}
-    return [storage.join(folder, name) for name in sorted(names)]
-
-
-def latest(run_uri: str) -> str | None:
-    """URI of the newest committed checkpoint of a run; none if there is none."""
-    found = committed(storage.join(run_uri, "checkpoints"))
-    return found[-1] if found else None
-
-
-def read_position(uri: str) -> Position:
-    """Where the checkpoint in folder ``uri`` stands, from its manifest alone. Raises ``UserError`` if that is missing or damaged."""
-    return Position(**_read_manifest(uri)["position"])
+        manifest["bytes"] = {part["file"]: part["bytes"] for part in parts}
+        if faults := size_faults(manifest["bytes"], there):
+            raise OSError(f"checkpoint {uri} was not stored whole ({faults[0]}): look at the storage's quota and disks")
+        storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(manifest).encode())
+        prune(self._folder, self._keep)
 
 
 def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
@@ -249,50 +225,6 @@ def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def _read_manifest(uri: str) -> dict[str, Any]:
-    where = storage.join(uri, "manifest.json")
-    manifest = _read_json(where)
-    if manifest.get("format") != FORMAT_VERSION:
-        raise UserError(
-            f"checkpoint {uri} has format {manifest.get('format')}, this version reads {FORMAT_VERSION}: resume it with the version that wrote it"
-        )
-    if not _is_sound(manifest):
-        raise UserError(f"{where} is damaged: delete the folder to fall back to the checkpoint before it")
-    # Each is read, and written to this machine's disk where the checkpoint lies in object storage, at the place that its name leads to.
-    for name in manifest["files"]:
-        if not re.fullmatch(r"rank-\d{5,10}\.safetensors", name):
-            raise UserError(
-                f"{where} names the file {name!r}, which is none of a checkpoint: do not use this folder, somebody else made it"
-            )
-    return manifest
-
-
-def _is_sound(manifest: Mapping[str, Any]) -> bool:
-    """Whether all that is read of it is there, and of its kind."""
-    position, files, shapes = (manifest.get(name) for name in ("position", "files", "shapes"))
-    if not (isinstance(position, dict) and isinstance(files, dict) and isinstance(shapes, dict)):
-        return False
-    named = {one.name: one.default is MISSING and one.default_factory is MISSING for one in fields(Position)}
-    return (
-        {name for name, needed in named.items() if needed} <= position.keys() <= named.keys()
-        and isinstance(position["step"], int)
-        and all(isinstance(sides, list) and all(type(side) is int and side >= 0 for side in sides) for sides in shapes.values())
-        and all(isinstance(sha256, str) for sha256 in files.values())
-    )
-
-
-def _read_json(uri: str) -> dict[str, Any]:
-    try:
-        value = storage.read_json(uri)
-    except FileNotFoundError as error:
-        raise UserError(f"{uri} is missing: give the folder of a run or of a checkpoint of cola-dist") from error
-    except ValueError as error:
-        raise UserError(f"{uri} is damaged: delete the folder to fall back to the checkpoint before it") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{uri} is damaged: delete the folder to fall back to the checkpoint before it")
-    return value
 
 
 def _sha256(path: Path) -> str:

@@ -17,7 +17,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ResizeDecision
 
 from cola_dist.config import RunConfig
-from cola_dist.train.checkpoint import latest
+from cola_dist.train.shelf import latest
 
 _SAVING_S = 300.0
 """How long a change of size waits for its checkpoint. A group that hangs is restarted all the same, from the checkpoint before."""

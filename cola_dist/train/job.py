@@ -22,9 +22,10 @@ from cola_dist.methods import Place, build_method
 from cola_dist.redact import everywhere, redact, without_credentials
 from cola_dist.settings import Job, apply_overrides, changes, differences, from_yaml, to_yaml
 from cola_dist.train.adaptation import measured
-from cola_dist.train.checkpoint import Checkpoint, latest, read_position
 from cola_dist.train.hardware import computes_bf16
+from cola_dist.train.keeping import newest_whole
 from cola_dist.train.observer import to_clips
+from cola_dist.train.shelf import latest, read_manifest, read_position
 from cola_dist.train.stage import check_fit, load_tensors
 
 
@@ -34,7 +35,10 @@ def new_run_id(recipe: str) -> str:
 
 
 def resolve(job: Job, fresh_run: str) -> tuple[RunConfig, str]:
-    """The configuration and the run's folder: a new one, or the one to resume. Raises ``UserError`` if that one does not fit what is asked."""
+    """The configuration and the run's folder: a new one, or the one to resume. Raises ``UserError`` if that one does not fit what is asked.
+
+    Reads the checkpoint that is gone on from; a line on stderr says where a newer one is damaged.
+    """
     config = replace(job.config, output=storage.absolute(job.config.output))
     if job.resume is None:
         return config, storage.join(config.output, fresh_run)
@@ -45,7 +49,7 @@ def resolve(job: Job, fresh_run: str) -> tuple[RunConfig, str]:
         raise UserError(f"no run to resume in {run_uri}: give --resume a run id below --output, or a run's folder") from error
     if job.recipe_given and saved.recipe != config.recipe:
         raise UserError(f"run {run_uri} is of recipe {saved.recipe!r}, not {config.recipe!r}: leave the recipe out, or name its own")
-    checkpoint = latest(run_uri)
+    checkpoint = newest_whole(run_uri, lambda line: print(line, file=sys.stderr))
     if checkpoint is None:
         raise UserError(f"run {run_uri} has no checkpoint yet: start a new run")
     wanted = apply_overrides(saved, job.overrides)
@@ -101,8 +105,8 @@ def preflight(config: RunConfig, run_uri: str) -> dict[str, Any]:
     reader = readers["train"]
     uri = latest(run_uri)
     if uri is not None:
-        checkpoint = Checkpoint(uri)
-        check_fit(checkpoint, config, method, reader.order.hash_until(checkpoint.position.step * batch_size))
+        manifest = read_manifest(uri)
+        check_fit(manifest, config, method, reader.order.hash_until(manifest.position.step * batch_size))
     # A whole block holds a clip of every source of its mixture.
     starts = (0, *(step * batch_size for step in sorted(config.data.stages)))
     positions = [start + slot for start in starts for slot in range(config.data.mixture_block)]

@@ -35,6 +35,7 @@ from cola_dist.train.loop import plan_stream
 from cola_dist.train.meters import Meters, NullMeters, RayMeters
 from cola_dist.train.progress import ProgressView
 from cola_dist.train.session import deliver_waiting, identity, run_worker
+from cola_dist.train.shelf import DamagedCheckpoint
 from cola_dist.train.worker import Wish
 
 _REPORT_EVERY_S = 0.3
@@ -110,6 +111,8 @@ def launch(config: RunConfig, run_uri: str, debug: bool = False, parent: str | N
     with Interrupt(training.ask_to_stop), ProgressView(config) as view:
         while training.running(0.5):
             view.update(training.progress())
+            view.note(training.notes())
+        view.note(training.notes())
     result = training.result()
     deliver_waiting(config)
     return result
@@ -137,6 +140,11 @@ class Training:
         """The newest progress; empty until the first step is done."""
         progress: dict[str, Any] = ray.get(self._board.progress.remote())
         return progress
+
+    def notes(self) -> list[str]:
+        """What the user should know so far, a line each."""
+        notes: list[str] = ray.get(self._board.notes.remote())
+        return notes
 
     def ask_to_stop(self) -> None:
         """Have the run write a checkpoint and end as ``interrupted``."""
@@ -214,6 +222,8 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, pl
         worker = RayWorker(board, config.data.steps_per_read, identity(run_uri, place.parent))
         try:
             run_worker(config, run_uri, worker, place.parent)
+        except DamagedCheckpoint:
+            raise  # nobody need mend it: the next worker group falls back to the checkpoint before
         except UserError as error:
             # Ray writes down what a worker raises, and what that was raised from.
             told = redact(str(error))
@@ -229,11 +239,12 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, pl
         return float(cpus) - workers * train.cpus_per_worker
 
     def clips() -> ray.data.Dataset:
-        # Ray Train calls this when it starts a worker group: after a failure the stream begins where the newest checkpoint stands.
+        # Ray Train calls this when it starts a worker group: after a failure the stream begins where the newest whole checkpoint stands.
         workers = ray.get(board.workers.remote()) or train.workers
         # A reader keeps a whole core busy, whatever it reserves.
         readers = max(1, int(free_cpus(workers) / max(1.0, config.data.reader_cpus)))
-        plan, factory = plan_stream(config, run_uri, workers), EncoderFactory(config)
+        plan = plan_stream(config, run_uri, workers, lambda line: ray.get(board.note.remote(line)))
+        factory = EncoderFactory(config)
         return stream.dataset(reader, plan, lambda step: ray.get(board.reached.remote(step)), factory, train.gpus, readers)
 
     # Readers that took more than the run's share would hold what the workers of the next run wait for.

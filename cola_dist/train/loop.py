@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,17 +24,20 @@ from cola_dist.methods import Clips, Phase, Span, phases
 from cola_dist.tracking import RunTracker
 from cola_dist.train import hardware
 from cola_dist.train.adaptation import measured_by_one
-from cola_dist.train.checkpoint import Checkpoint, CheckpointWriter, latest, read_position
+from cola_dist.train.checkpoint import Checkpoint, CheckpointWriter
 from cola_dist.train.engine import Engine, StepResult
+from cola_dist.train.keeping import newest_whole, open_together
 from cola_dist.train.looks import VERDICTS, look_of, track, write_look
 from cola_dist.train.observer import Observer, to_clips
 from cola_dist.train.rates import learning_rates
+from cola_dist.train.shelf import read_position
 from cola_dist.train.stage import Stage
 from cola_dist.train.steering import Steering
 from cola_dist.train.tally import Tally
 from cola_dist.train.trace import DIGEST_MODULUS, Trace, TraceLine, digest
 from cola_dist.train.worker import Wish, Worker
 
+_log = logging.getLogger("cola_dist.train")
 _WARM_STEPS = 10
 """Steps of a phase that are left out of its data stall: readers are still starting."""
 
@@ -51,10 +55,16 @@ class Outcome:
     error: str = ""
 
 
-def plan_stream(config: RunConfig, run_uri: str, world: int) -> StreamPlan:
-    """What is still to be streamed to ``world`` workers: from the newest checkpoint's position to the end of the last phase."""
-    uri = latest(run_uri)
-    first = read_position(uri).step if uri else 0
+def plan_stream(config: RunConfig, run_uri: str, world: int, tell: Callable[[str], None]) -> StreamPlan:
+    """What is still to be streamed to ``world`` workers: from the position of the newest whole checkpoint to the end of the last phase.
+
+    ``tell`` gets a line where a newer one is found to be damaged.
+    """
+    try:
+        uri = newest_whole(run_uri, tell, news_only=True)
+        first = read_position(uri).step if uri else 0
+    except UserError:
+        first = 0  # the workers find the same, and what they refuse reaches the user
     return StreamPlan(first, sum(phase.steps for phase in phases(config)), config.optim.global_batch, world)
 
 
@@ -62,20 +72,21 @@ class Loop:
     """One worker's run. Every rank builds it with the same arguments and calls ``run``."""
 
     def __init__(self, config: RunConfig, run_uri: str, worker: Worker, tracker: RunTracker, attempt: str) -> None:
-        """Opens data and the newest checkpoint. Raises ``UserError`` for what does not fit together."""
+        """Opens data and the newest whole checkpoint. Collective. Raises ``UserError`` for what does not fit together."""
         hardware.prepare(config.train, worker.device)
         self.config, self.run_uri, self.worker, self.tracker = config, run_uri, worker, tracker
         self.steering = Steering(config)
         self.reader: ClipReader = open_reader(config.data, config.train.seed, "train", config.optim.global_batch, labels_of(config))
-        self.checkpoint_uri = latest(run_uri) or ""
+        self._control = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else dist.group.WORLD
+        self._checkpoint = open_together(run_uri, worker.rank, worker.world, self._control, _log.warning)
+        self.checkpoint_uri = self._checkpoint.uri if self._checkpoint else ""
         # A checkpoint has them.
-        measured = {} if self.checkpoint_uri else measured_by_one(self.reader, worker.rank)
+        measured = {} if self._checkpoint else measured_by_one(self.reader, worker.rank)
         self.stage = Stage(config, worker.device, self.reader.order, measured)
         self.observer = Observer(config, worker.rank, worker.world, worker.device, self.stage.autoencoder)
         self.writer = CheckpointWriter(run_uri, worker.rank, worker.world, attempt, config.train.keep_checkpoints)
         self.trace = Trace(run_uri)
         self.tally = Tally(self.reader, config.data.max_bad_share)
-        self._control = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else dist.group.WORLD
         self._durations: deque[float] = deque(maxlen=2000)
         self._waits: deque[float] = deque(maxlen=2000)
         self._nonfinite = 0
@@ -106,8 +117,8 @@ class Loop:
         return Outcome(status, self.step, self.checkpoint_uri, self.record, clips / (time.perf_counter() - began), error)
 
     def _resume(self) -> None:
-        if self.checkpoint_uri:
-            position = Checkpoint(self.checkpoint_uri).position
+        if self._checkpoint:
+            position = self._checkpoint.position
             self.step, self.record = position.step, self.record | dict(position.record)
             self.steering.restore(self.record["steering"], self.step)
 
@@ -115,7 +126,10 @@ class Loop:
         """Returns an error that ends the run, or nothing. On return the phase's last checkpoint is committed."""
         phase = span.phase
         self.worker.meters.enter(phase.name)
-        engine = self.stage.open(phase, self.checkpoint_uri)
+        if self._checkpoint is None and self.checkpoint_uri:
+            self._checkpoint = Checkpoint(self.checkpoint_uri)
+        engine = self.stage.open(phase, self._checkpoint)
+        self._checkpoint = None  # a copy out of object storage fills a disk
         self._durations.clear()
         self._waits.clear()
         hardware.reset_peak_memory(self.worker.device)

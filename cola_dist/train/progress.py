@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any
@@ -62,6 +62,7 @@ class ProgressView:
         self._console = Console(stderr=True)
         self._total = sum(phase.steps for phase in phases(config))
         self._last_line = 0.0
+        self._noted = 0
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._task = self._bar.add_task("starting workers", total=self._total)
@@ -86,6 +87,12 @@ class ProgressView:
         if not self._console.is_terminal and time.monotonic() - self._last_line > _LINE_EVERY_S:
             self._last_line = time.monotonic()
             print(f"step {progress['step']}/{self._total} {text}", file=sys.stderr, flush=True)
+
+    def note(self, notes: Sequence[str]) -> None:
+        """Show those of all notes so far that were not shown yet, a line each."""
+        for line in notes[self._noted :]:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._noted = len(notes)
 
 
 def indicator_table(record: Mapping[str, Any]) -> Table:

@@ -134,7 +134,7 @@ def commit() -> str:
 
 
 def _finish(config: RunConfig, run_uri: str, outcome: Outcome, tracker: RunTracker) -> dict[str, Any]:
-    exported = export(config, outcome.checkpoint, run_uri) if outcome.status == "finished" else ""
+    exported = export(config, outcome.checkpoint, storage.join(run_uri, "export")) if outcome.status == "finished" else ""
     result = {
         "run_id": storage.name(run_uri),
         "status": outcome.status,
@@ -151,14 +151,13 @@ def _finish(config: RunConfig, run_uri: str, outcome: Outcome, tracker: RunTrack
     return result
 
 
-def export(config: RunConfig, checkpoint_uri: str, run_uri: str) -> str:
-    """Write the roles below ``RUN/export``: ``world`` (and ``world_ema``) for ``from_pretrained``, ``lam``, ``conditioning``, and of an
-    adaptation ``adapter``. Returns the folder.
+def export(config: RunConfig, checkpoint_uri: str, folder: str) -> str:
+    """Write the roles below ``folder`` (of a finished run ``RUN/export``): ``world`` (and ``world_ema``) for ``from_pretrained``, ``lam``,
+    ``conditioning``, and of an adaptation ``adapter``. Returns the folder.
 
     What a role is made of besides trained weights is in it too: a code is its weight and the place it was put on.
     """
     checkpoint = Checkpoint(checkpoint_uri)
-    folder = storage.join(run_uri, "export")
     # Weights need no encoder.
     method = build_method(config, bf16=False, autoencoder=PixelAutoencoder())
     for role in method.roles():

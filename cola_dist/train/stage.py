@@ -18,9 +18,10 @@ from cola_dist.data.order import Order
 from cola_dist.errors import UserError
 from cola_dist.methods import Method, Phase, Place, build_method
 from cola_dist.models.autoencoders import build_autoencoder
-from cola_dist.train.checkpoint import Checkpoint, CheckpointWriter, Position, weights_hash
+from cola_dist.train.checkpoint import Checkpoint, CheckpointWriter, weights_hash
 from cola_dist.train.engine import MOMENTS, Engine, Fragment
 from cola_dist.train.hardware import check_memory, computes_bf16, memory_bytes
+from cola_dist.train.shelf import Manifest, Position
 
 _AVERAGED_ROLE = "world"
 
@@ -48,13 +49,12 @@ class Stage:
         assert self._engine is not None, "no phase is open"
         return self._engine
 
-    def open(self, phase: Phase, checkpoint_uri: str) -> Engine:
-        """Build the phase's engine from the newest checkpoint, or from the start if there is none. Raises ``UserError`` if it does not fit."""
-        checkpoint = Checkpoint(checkpoint_uri) if checkpoint_uri else None
+    def open(self, phase: Phase, checkpoint: Checkpoint | None) -> Engine:
+        """Build the phase's engine from a checkpoint, or from the start if there is none. Raises ``UserError`` if it does not fit."""
         method = self._build()
         self._shapes = {name: tuple(p.shape) for name, p in method.named_parameters()}
         if checkpoint is not None:
-            check_fit(checkpoint, self.config, method, self._order_hash(checkpoint.position.step))
+            check_fit(checkpoint.manifest, self.config, method, self._order_hash(checkpoint.position.step))
             for role in method.roles():
                 load_tensors(method, checkpoint.weights(role))
             load_tensors(method, checkpoint.buffers.items())
@@ -156,7 +156,7 @@ class Stage:
                 )
 
 
-def check_fit(checkpoint: Checkpoint, config: RunConfig, method: Method, order_hash: str) -> None:
+def check_fit(checkpoint: Manifest, config: RunConfig, method: Method, order_hash: str) -> None:
     """Raises ``UserError`` if a checkpoint cannot be continued by a freshly built ``method`` on the clips that ``order_hash`` stands for."""
     where = f"checkpoint {checkpoint.uri}"
     if checkpoint.position.recipe != config.recipe:

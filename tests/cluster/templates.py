@@ -63,6 +63,12 @@ def parse_job_command(words: Sequence[str]) -> None:
         if asked.resume is None:
             load_space(asked.space)
             apply_overrides(build_recipe("tiny"), overrides)
+    elif name == "doctor":
+        import tyro
+
+        from jobs.doctor import Doctor
+
+        tyro.cli(Doctor, args=words[2:])
     else:
         raise AssertionError(f"no parser for {words[1]}")
 

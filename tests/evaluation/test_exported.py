@@ -11,8 +11,9 @@ from cola_dist.data.stream import open_reader
 from cola_dist.errors import UserError
 from cola_dist.evaluation.exported import load_export
 from cola_dist.methods import build_method
-from cola_dist.train.checkpoint import Checkpoint, latest
+from cola_dist.train.checkpoint import Checkpoint
 from cola_dist.train.observer import to_clips
+from cola_dist.train.shelf import latest
 from cola_dist.train.stage import load_tensors
 from tests.train.harness import run_local, toy_config
 

@@ -223,10 +223,10 @@ def test_a_checkpoint_in_object_storage_writes_no_file_elsewhere(checkpoint: Pat
 )
 def test_a_manifest_of_other_things_is_damaged(checkpoint: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     remanifest(checkpoint, change)
-    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
         Checkpoint(str(checkpoint))
     (checkpoint / "manifest.json").write_text("[" * 10**6)
-    with bounded(), pytest.raises(UserError, match=r"manifest\.json is damaged"):
+    with bounded(), pytest.raises(UserError, match=r"manifest\.json cannot be read"):
         Checkpoint(str(checkpoint))
 
 

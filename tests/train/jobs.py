@@ -19,7 +19,7 @@ import psutil
 
 from cola_dist.data.shards import open_folder, read_member
 from cola_dist.settings import to_yaml
-from cola_dist.train.checkpoint import committed
+from cola_dist.train.shelf import committed
 from tests.toy import FolderWriter, write_folder
 from tests.train.harness import toy_config
 

@@ -20,10 +20,11 @@ from cola_dist.methods.adapt import Adapt
 from cola_dist.models.adapter import ActionAdapter
 from cola_dist.planning.adapter import load_adapted
 from cola_dist.train.adaptation import measured, parse_adapt, sized, started
-from cola_dist.train.checkpoint import Checkpoint, latest
+from cola_dist.train.checkpoint import Checkpoint
 from cola_dist.train.job import preflight
 from cola_dist.train.observer import to_clips
 from cola_dist.train.series import curve, series_table
+from cola_dist.train.shelf import latest
 from cola_dist.train.trace import read_trace
 from tests.toy import write_folder
 from tests.train.harness import run_local, toy_config

@@ -12,8 +12,9 @@ from cola_dist.data.stream import open_reader
 from cola_dist.errors import UserError
 from cola_dist.methods import build_method
 from cola_dist.settings import from_yaml, parse_job
-from cola_dist.train.checkpoint import Checkpoint, CheckpointWriter, Position, latest
+from cola_dist.train.checkpoint import CheckpointWriter
 from cola_dist.train.job import resolve, write_config
+from cola_dist.train.shelf import Position, latest, read_manifest
 from cola_dist.train.stage import check_fit
 from cola_dist.train.trace import read_trace
 from tests.train.harness import run_local, toy_config
@@ -46,9 +47,9 @@ def resumed(run: Path, *options: str) -> RunConfig:
 
 def check_clips(config: RunConfig, run: Path) -> None:
     """What a job checks before it goes on from a checkpoint."""
-    checkpoint = Checkpoint(latest(str(run)) or "")
+    manifest = read_manifest(latest(str(run)) or "")
     order = open_reader(config.data, config.train.seed, global_batch=BATCH).order
-    check_fit(checkpoint, config, build_method(config, bf16=False), order.hash_until(checkpoint.position.step * BATCH))
+    check_fit(manifest, config, build_method(config, bf16=False), order.hash_until(manifest.position.step * BATCH))
 
 
 def test_stages_from_the_checkpoint_on_are_accepted_and_recorded(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

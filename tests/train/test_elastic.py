@@ -14,8 +14,8 @@ from ray.cluster_utils import Cluster
 
 from cola_dist.checks import check
 from cola_dist.errors import UserError
-from cola_dist.train.checkpoint import committed
 from cola_dist.train.elastic import sizes
+from cola_dist.train.shelf import committed
 from cola_dist.train.trace import read_trace
 from tests.train.harness import run_local, toy_config
 from tests.train.jobs import job, newest_step, wait_for_run, write_config

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
+from cola_dist.train.shelf import committed
 from cola_dist.train.trace import read_trace
 from tests.conftest import Undisturbed
 from tests.train.jobs import (
@@ -47,6 +49,26 @@ def test_lost_workers_in_both_phases_change_nothing(undisturbed: Undisturbed) ->
     first, second, third = steps_by_attempt(run).values()
     assert first[-1] < WARMUP < second[-1] < third[-1] == WARMUP + JOINT, "one worker was lost in each phase"
     assert result["status"] == "finished"
+    assert read_trace(str(run)) == read_trace(str(undisturbed.run))
+    assert hashes(run) == hashes(undisturbed.run)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_when_a_worker_is_lost(undisturbed: Undisturbed) -> None:
+    config = write_config(undisturbed.folder, *SETTINGS)
+    with job("--config", config) as running:
+        run = wait_for_run(running, undisturbed.folder / config.stem.replace("config", "runs"))
+        running.wait_until(lambda: newest_step(run) >= SETTLED)
+        running.kill_a_worker()
+        time.sleep(0.3)  # a manifest that was on its way is there now; a new worker group takes seconds
+        newest = Path(committed(str(run / "checkpoints"))[-1])
+        whole = newest / "rank-00001.safetensors"
+        whole.write_bytes(whole.read_bytes()[:-1])
+        ended = running.wait()
+    assert ended.result["status"] == "finished"
+    (line,) = [line for line in ended.stderr.splitlines() if "damaged" in line]
+    assert line.startswith(f"damaged checkpoint passed over: {newest.name} (rank-00001.safetensors has ")
+    assert "; going on from step-" in line
+    assert whole.exists(), "nobody but a person removes it"
     assert read_trace(str(run)) == read_trace(str(undisturbed.run))
     assert hashes(run) == hashes(undisturbed.run)
 

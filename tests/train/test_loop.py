@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from cola_dist.data.stream import open_reader
 from cola_dist.errors import UserError
 from cola_dist.methods import build_method
-from cola_dist.train.checkpoint import Checkpoint, committed, latest
+from cola_dist.train.checkpoint import Checkpoint
 from cola_dist.train.observer import to_clips
+from cola_dist.train.shelf import committed, latest
 from cola_dist.train.trace import read_trace
 from tests.train.harness import run_local, toy_config
 

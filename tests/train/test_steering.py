@@ -13,8 +13,9 @@ import torch
 from cola_dist.arms import ARMS
 from cola_dist.config import RunConfig
 from cola_dist.diagnostics.monitor import Monitor
-from cola_dist.train.checkpoint import Checkpoint, committed
+from cola_dist.train.checkpoint import Checkpoint
 from cola_dist.train.looks import read_looks
+from cola_dist.train.shelf import committed
 from cola_dist.train.trace import read_trace
 from tests.train.harness import run_local, toy_config
 

@@ -15,8 +15,8 @@ import yaml
 from mlflow import MlflowClient
 
 from cola_dist.settings import from_yaml
-from cola_dist.train.checkpoint import latest
 from cola_dist.train.looks import read_looks
+from cola_dist.train.shelf import latest
 from cola_dist.train.trace import read_trace
 from tests.train.harness import run_local, toy_config
 from tests.train.jobs import Ended, Job, job, newest_step
