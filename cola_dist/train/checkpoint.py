@@ -88,14 +88,17 @@ class Checkpoint:
         return math.prod(self.shapes[name])
 
     def _open(self, path: Path) -> None:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                kind, start, name = key.split(":", 2)
-                if kind == "buffer":
-                    self.buffers[name] = file.get_tensor(key)
-                else:
-                    (size,) = file.get_slice(key).get_shape()
-                    self._index.setdefault((kind, name), []).append((int(start), size, path, key))
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 - not a dict
+                    kind, start, name = key.split(":", 2)
+                    if kind == "buffer":
+                        self.buffers[name] = file.get_tensor(key)
+                    else:
+                        (size,) = file.get_slice(key).get_shape()
+                        self._index.setdefault((kind, name), []).append((int(start), size, path, key))
+        except ValueError as error:  # names or shapes that no checkpoint has
+            raise DamagedCheckpoint(self.uri, f"{path.name} cannot be read: {error}") from error
 
 
 def fetch(uri: str, name: str, folder: str) -> Path:
