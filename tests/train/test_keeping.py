@@ -172,7 +172,7 @@ def test_a_job_says_which_is_damaged_why_and_what_is_taken_instead(
         config, _ = resolve(job, "fresh")
         assert capsys.readouterr().err == line
         told: list[str] = []
-        assert plan_stream(config, str(run), told.append).first_step == 6
+        assert plan_stream(config, str(run), config.train.workers, told.append).first_step == 6
         assert told == [], "the user has heard it"
     truncate(sixth)
     with pytest.raises(UserError, match=r"no checkpoint of run .* is whole") as refusal:
