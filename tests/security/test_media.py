@@ -19,7 +19,7 @@ import pytest
 
 from cola_dist.data import decode
 from cola_dist.data.decode import CorruptClip, decode_clip, decode_episode, encode_mp4, probe_video
-from cola_dist.data.sources import Skipped
+from cola_dist.data.sources import Skipped, SourceEpisode, Unusable
 from cola_dist.data.sources.cut import CutRules
 from cola_dist.data.sources.footage import VideoFile
 from cola_dist.data.sources.lerobot import LeRobotOrigin
@@ -163,7 +163,8 @@ def test_actions_that_hdf5_makes_up_are_not_filled_in(tmp_path: Path) -> None:
     origin = RobotFilesOrigin(str(tmp_path), "robots", 16, RULES)
     with bounded(memory=2**29):
         found = next(iter(origin.episodes(origin.items()[0])))
-    assert getattr(found, "actions", None) is None
+    assert isinstance(found, SourceEpisode)
+    assert found.note == "without actions (declared size beyond reason)"
     assert (tmp_path / "a.h5").stat().st_size < 2**20
 
 
@@ -186,35 +187,41 @@ def server() -> Iterator[tuple[str, list[str]]]:
         running.shutdown()
 
 
-def playlists(address: str, private: Path) -> dict[str, str]:
+def playlists(address: str) -> dict[str, tuple[str, str]]:
+    """Name and text of lists that FFmpeg follows: some by their ending, some by what they begin with."""
     head = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n"
-    mpd = f'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1"><BaseURL>{address}/dash.mp4</BaseURL></Representation></AdaptationSet></Period></MPD>'  # noqa: E501
+    dash = '<AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1">'
+    dash += f"<BaseURL>{address}/dash.mp4</BaseURL></Representation></AdaptationSet>"
     return {
-        "asks a server": f"{head}#EXTINF:10,\n{address}/hls.ts\n#EXT-X-ENDLIST\n",
-        "reads a file": f"{head}#EXTINF:10,\nfile://{private}\n#EXT-X-ENDLIST\n",
-        "a list of files": f"ffconcat version 1.0\nfile {private.name}\nfile '{private}'\n",
-        "dash": mpd,
-        "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n",
+        "asks a server": (".m3u8", f"{head}#EXTINF:10,\n{address}/hls.ts\n#EXT-X-ENDLIST\n"),
+        "reads a file": (".m3u8", f"{head}#EXTINF:10,\nprivate.ts\n#EXT-X-ENDLIST\n"),
+        "names files": (".mp4", "ffconcat version 1.0\nfile private.ts\n"),
+        "dash": (".mpd", f'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period>{dash}</Period></MPD>'),
+        "sdp": (".sdp", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n"),
     }
 
 
 def test_a_list_of_videos_is_no_video(tmp_path: Path, server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """FFmpeg knows playlists, which have it read other files of this machine and ask any server."""
+    """FFmpeg knows playlists, which have it read other files of this machine and ask servers."""
     address, asked = server
-    (tmp_path / "private").mkdir()
-    private = tmp_path / "private" / "private.ts"
-    private.write_bytes(blank(64, 64, 20, "mpeg4", "mpegts"))
-    monkeypatch.chdir(private.parent)
-    with av.open(str(private)) as container:
-        assert sum(1 for _ in container.decode(video=0)) == 20
-    for number, (name, text) in enumerate(playlists(address, private).items()):
-        for where, read in everywhere(tmp_path / str(number), "video.mp4", text.encode()):
-            with bounded(), pytest.raises(Exception, match=r".") as refused:
-                read()
-            assert not isinstance(refused.value, AssertionError), (name, where)
+    private = blank(64, 64, 40, "mpeg4", "mpegts")
+    (tmp_path / "private.ts").write_bytes(private)
+    monkeypatch.chdir(tmp_path)
+    with av.open("private.ts") as container:
+        assert sum(1 for _ in container.decode(video=0)) == 40
+    for number, (name, (ending, text)) in enumerate(playlists(address).items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "private.ts").write_bytes(private)
+        for where, read in everywhere(folder, f"video{ending}", text.encode()):
+            with bounded(), pytest.raises((CorruptClip, Unusable, av.FFmpegError)):
+                pytest.fail(f"{name} is read as a {where}: {read()}")
         root = write_v2(tmp_path / f"lerobot-{number}")
         for path in root.glob("videos/*/*/*.mp4"):
-            path.write_text(text)
+            path.with_suffix(ending).write_text(text)
+            (path.parent / "private.ts").write_bytes(private)
+        info = root / "meta" / "info.json"
+        info.write_text(info.read_text().replace(".mp4", ending))
         origin = LeRobotOrigin(str(root), "arm", 16, RULES, camera=TOP)
         assert {type(found) for item in origin.items() for found in origin.episodes(item)} == {Skipped}, name
     time.sleep(0.1)
