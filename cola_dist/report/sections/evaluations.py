@@ -26,9 +26,9 @@ def evaluations(judged: Sequence[Judgement], shelf: Shelf) -> Section:
     """Tables, films and protocol of each evaluation."""
     blocks: list[Block] = []
     for one in judged:
-        name = storage.name(one.found["protocol"]["export"]) if len(judged) == 1 else one.uri
+        name = f"Export {one.found['protocol']['export'][:12]}, protocol {one.found['protocol']['key']}"
         films = {title: (storage.join(one.uri, file), alt) for file, (title, alt) in _FILMS.items() if file in one.found["files"]}
-        blocks += [_figures(name, one.found["figures"]), *shelf.videos(one.uri, films), *_probes(one.found["probe"])]
+        blocks += [_figures(name, one.found["figures"]), *shelf.videos(f"{name}: films", films), *_probes(one.found["probe"])]
         blocks += [Text(note, small=True) for note in one.found["notes"]]
         blocks.append(Fold("Protocol", [Table(["", ""], [[key, _text(value)] for key, value in one.found["protocol"].items()])]))
     blocks.append(Text(_READING, small=True))
