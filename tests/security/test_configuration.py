@@ -43,7 +43,7 @@ def hostile(marker: Path) -> dict[str, tuple[str, str]]:
         "itself": ("output: &a [*a]\n", "unfolds to more than"),
         "twice": ("train:\n  seed: 1\n  workers: 1\n  seed: 2\n", "key 'seed' 2 times in one mapping, which begins at line 2"),
         "twice at the top": ("output: a\ntrain: {seed: 1}\noutput: b\n", "key 'output' 2 times in one mapping, which begins at line 1"),
-        "deep": ("output: " + "[" * 10**4 + "\n", "nested too deeply"),
+        "deep": ("output: " + "[" * 2000 + "\n", "nested too deeply"),
         "large": ("#" * (LARGEST_YAML + 1), f"longer than {LARGEST_YAML} bytes"),
         "number": ("train: {seed: " + "1" * 10**5 + "}\n", "integer string conversion"),
     }
