@@ -95,6 +95,7 @@ def test_losing_and_gaining_a_node_goes_on_with_the_same_clips_and_losses(undist
 
 @pytest.mark.ray
 @pytest.mark.fault
+@pytest.mark.long
 def test_a_node_that_is_told_to_go_has_its_run_saved_first(undisturbed: Path) -> None:
     config = write_config(undisturbed, *OPTIONS, *ELASTIC, "--train.checkpoint-every", str(STEPS))
     with nodes() as cluster:
