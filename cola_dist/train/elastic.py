@@ -47,11 +47,16 @@ class SizePolicy(ElasticScalingPolicy):  # type: ignore[misc]
         self._allowed, self._spare = allowed, spare_cpus
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        possible = super()._count_possible_workers(reserved_resources)
+        # What Ray says is reserved is renewed every few seconds, and tells nothing of nodes that are about to go: a group that counts on
+        # one that is lost waits for it in vain for a minute.
+        gone = leaving()
+        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in gone}
+        possible = super()._count_possible_workers({node: reserved for node, reserved in reserved_resources.items() if node in nodes})
         each = self.scaling_config._resources_per_worker_not_none.get("CPU", 0)
         if each:
             # What is reserved for training may be all CPUs; without a reader no worker gets on.
-            possible = min(possible, int((ray.cluster_resources().get("CPU", 0) - self._spare) / each + 1e-6))
+            cpus = sum(resources.get("CPU", 0) for resources in nodes.values())
+            possible = min(possible, int((cpus - self._spare) / each + 1e-6))
         return max((size for size in self._allowed if size <= possible), default=0)
 
 
