@@ -12,7 +12,7 @@ demo: $(VENV)/.runtime
 	$(RUN) jobs/cotrain.py tiny
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest -m "not long"
+	$(RUN) -m pytest -m "not long" --numprocesses 2 --dist loadfile
 
 faults: $(VENV)/.dev
 	$(RUN) -m pytest -m "fault or long"

@@ -10,6 +10,11 @@ from typing import Any
 
 import hypothesis
 import pytest
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several processes share the cores.
+    torch.set_num_threads(1)
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("any-machine", deadline=None)

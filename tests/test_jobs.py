@@ -26,7 +26,6 @@ from mlflow import MlflowClient
 from cola_dist.command import run_command
 from cola_dist.data.decode import probe_video
 from cola_dist.data.shards import open_folder
-from cola_dist.errors import UserError
 from cola_dist.methods import build_world
 from cola_dist.settings import to_yaml
 from cola_dist.train.shelf import latest
@@ -348,9 +347,11 @@ def test_a_misspelt_key_in_a_file_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "did you mean 'train.workers'?" in line
 
 
-def test_debug_shows_where_an_error_comes_from(tmp_path: Path) -> None:
-    with pytest.raises(UserError):
-        run_command(cotrain.main, ["--debug", "--data.mixture", str(tmp_path / "missing"), "1"])
+def test_debug_shows_where_an_error_comes_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(cotrain.main, ["--debug", "--data.mixture", str(tmp_path / "missing"), "1"]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert f"{tmp_path}/missing/index.parquet: not found" in error
 
 
 def test_the_command_line_is_the_real_one(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.ray
 @pytest.mark.fault
+@pytest.mark.long
 def test_losing_and_gaining_a_node_goes_on_with_the_same_clips_and_losses(undisturbed: Path) -> None:
     config = write_config(undisturbed, *OPTIONS, *ELASTIC)
     with nodes() as cluster:
