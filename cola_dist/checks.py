@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cola_dist.config import AUTOENCODERS, AdaptConfig, BottleneckConfig, RunConfig, fsq_levels
+from cola_dist.config import AUTOENCODERS, AdaptConfig, BottleneckConfig, RunConfig, fsq_levels, group_sizes
 from cola_dist.errors import UserError
 from cola_dist.redact import HIDDEN, without_credentials
 
@@ -160,13 +160,13 @@ def _training_problems(c: RunConfig) -> Iterator[str]:
         yield f"train.workers is {c.train.workers}: it must be at least 1"
     elif c.optim.global_batch < 1 or c.optim.global_batch % c.train.workers:
         yield f"optim.global_batch {c.optim.global_batch} is not divisible by train.workers {c.train.workers}"
-    elif c.train.min_workers and not (0 < c.train.min_workers <= c.train.workers and c.optim.global_batch % c.train.min_workers == 0):
-        yield (
-            f"train.min_workers is {c.train.min_workers}: give a number up to train.workers ({c.train.workers}) that divides optim.global_batch "
-            f"({c.optim.global_batch}), or 0 for always as many"
-        )
     elif c.optim.micro_batch < 0 or (c.optim.micro_batch and c.optim.global_batch // c.train.workers % c.optim.micro_batch):
         yield f"optim.micro_batch {c.optim.micro_batch} does not divide a worker's share of {c.optim.global_batch // c.train.workers} clips"
+    elif c.train.min_workers and c.train.min_workers not in group_sizes(c.train, c.optim):
+        yield (
+            f"train.min_workers is {c.train.min_workers}: give a number up to train.workers ({c.train.workers}) that divides optim.global_batch "
+            f"({c.optim.global_batch}) into whole micro-batches, or 0 for always as many"
+        )
     if not (0 <= c.optim.beta1 < 1 and 0 <= c.optim.beta2 < 1 and 0 <= c.optim.ema_decay < 1):
         yield "optim: beta1, beta2 and ema_decay must be in [0, 1)"
     if c.optim.weight_decay < 0 or c.optim.clip_norm <= 0 or c.optim.lr_warmup_steps < 0:

@@ -38,7 +38,7 @@ class List(Job):
     """Show a row per checkpoint: step, phase, files, bytes, when it was written, and whether it is whole as far as is known."""
 
     def work(self) -> dict[str, Any]:
-        rows = upkeep.rows_of(upkeep.shelf(self.run))
+        rows = upkeep.rows_of(upkeep.entries_of(self.run))
         Console(width=150).print(upkeep.table_of(self.run, rows))
         return {"run": self.run, "latest": shelf.latest(self.run), "checkpoints": rows}
 

@@ -65,8 +65,7 @@ class Plan:
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    began = time.monotonic()
-    job = tyro.cli(Plan, args=argv, description=__doc__)
+    began, job = time.monotonic(), tyro.cli(Plan, args=argv, description=__doc__)
 
     from cola_dist import runtime
     from cola_dist.planning.results import artifacts, flat, result_table, summary, write_results
@@ -83,7 +82,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     files = list(write_results(job.output, found, episodes).values())
     Console(width=150).print(result_table(found))
     line = {"status": "done", "output": job.output, **found, "files": files}
-    tracked = [name for name, uri in setup.uris.items() if _track(job, uri, artifacts(job.output, found), flat(name, found))]
+    kept = artifacts(job.output, found) if setup.uris else {}
+    tracked = [name for name, uri in setup.uris.items() if _track(job, uri, kept, flat(name, found))]
     return line | {"tracked": tracked, "seconds": time.monotonic() - began}
 
 

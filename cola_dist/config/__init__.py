@@ -1,4 +1,4 @@
-"""The whole run as one tree of frozen dataclasses: fields, their meaning and their units. No logic lives here, but for one derived value.
+"""The whole run as one tree of frozen dataclasses: fields, their meaning and their units. No logic lives here, but what fields alone imply.
 
 ``cola_dist.recipes`` fills the tree in, ``cola_dist.settings`` loads it from YAML and the command line and checks it.
 "Paper" is CoLA-World (arXiv 2510.26433); "open" marks what the paper leaves open, where the value is our default.
@@ -27,6 +27,7 @@ from cola_dist.config.run import (
     TrackingConfig,
     TrainConfig,
     WarmupConfig,
+    group_sizes,
 )
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "WarmupConfig",
     "WorldConfig",
     "fsq_levels",
+    "group_sizes",
 ]

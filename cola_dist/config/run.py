@@ -153,6 +153,17 @@ class TrainConfig:
     max_nonfinite: int = 3
     """Steps in a row with a non-finite loss or gradient norm after which the run ends."""
 
+    @property
+    def least_workers(self) -> int:
+        """Workers without which the run does not get on."""
+        return self.min_workers or self.workers
+
+
+def group_sizes(train: TrainConfig, optim: OptimConfig) -> list[int]:
+    """Numbers of workers that may train, ascending: those up to ``train.workers`` that share a global batch equally, in whole micro-batches."""
+    micro = optim.micro_batch or 1
+    return [size for size in range(max(1, train.least_workers), train.workers + 1) if optim.global_batch % (size * micro) == 0]
+
 
 @dataclass(frozen=True)
 class DiagnosticsConfig:

@@ -41,38 +41,39 @@ class Film:
         return len(self.source) + len(self.poster)
 
 
-def read_film(videos: Sequence[str], room: int) -> Film | str:
-    """The newest of a run's videos, or in words why there is none to show; ``room`` is how many bytes the page still has for it."""
-    if not videos:
-        return "its run has no video"
-    try:
-        if storage.size(videos[-1]) > room:
-            return "the page would be too large"
-        data = storage.read_bytes(videos[-1])
-        still = last_frame(data)
-    except (OSError, ValueError, av.FFmpegError, IndexError) as error:
-        return f"its video cannot be read: {error}"
-    picture = io.BytesIO()
-    imsave(picture, still, format="jpg", pil_kwargs={"quality": _POSTER_QUALITY})
-    film = Film(_data_uri("video/mp4", data), _data_uri("image/jpeg", picture.getvalue()), still)
-    return film if film.bytes_in_page <= room else "the page would be too large"
-
-
 class Shelf:
     """Videos of a page, as long as there is room for them."""
 
     def __init__(self, room: int) -> None:
         self._room = room
 
+    def take(self, videos: Sequence[str]) -> Film | str:
+        """The newest of a run's videos, or in words why there is none to show."""
+        if not videos:
+            return "its run has no video"
+        try:
+            if storage.size(videos[-1]) > self._room:
+                return "the page would be too large"
+            data = storage.read_bytes(videos[-1])
+            still = last_frame(data)
+        except (OSError, ValueError, av.FFmpegError, IndexError) as error:
+            return f"its video cannot be read: {error}"
+        picture = io.BytesIO()
+        imsave(picture, still, format="jpg", pil_kwargs={"quality": _POSTER_QUALITY})
+        film = Film(_data_uri("video/mp4", data), _data_uri("image/jpeg", picture.getvalue()), still)
+        if film.bytes_in_page > self._room:
+            return "the page would be too large"
+        self._room -= film.bytes_in_page
+        return film
+
     def videos(self, title: str, places: Mapping[str, tuple[str, str]]) -> list[Block]:
         """The videos at ``places`` (title to path or URI, and what is to be seen), and a line for those that are left out."""
         shown, missing = [], []
         for name, (place, alt) in places.items():
-            film = read_film([place], self._room)
+            film = self.take([place])
             if isinstance(film, str):
                 missing.append(f"{name} ({film})")
                 continue
-            self._room -= film.bytes_in_page
             shown.append(Video(name, film.source, film.poster, alt))
         blocks: list[Block] = [Videos(title, shown)] if shown else []
         return blocks + ([Text(f"Left out: {listing(missing)}.")] if missing else [])

@@ -16,7 +16,6 @@ import ray.train.torch
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ResizeDecision
 
-from cola_dist.config import RunConfig
 from cola_dist.train.shelf import latest
 
 _SAVING_S = 300.0
@@ -24,14 +23,6 @@ _SAVING_S = 300.0
 _LOOK_EVERY_S = 0.2
 
 _log = logging.getLogger("cola_dist.elastic")
-
-
-def sizes(config: RunConfig) -> list[int]:
-    """Numbers of workers that may train, ascending: those up to ``train.workers`` that share a global batch equally."""
-    train, optim = config.train, config.optim
-    least = train.min_workers or train.workers
-    shares = {size: optim.global_batch // size for size in range(least, train.workers + 1) if optim.global_batch % size == 0}
-    return [size for size, share in shares.items() if not optim.micro_batch or share % optim.micro_batch == 0]
 
 
 def leaving() -> frozenset[str]:

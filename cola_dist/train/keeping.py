@@ -47,19 +47,20 @@ def examine(uri: str) -> Examined:
     return Examined(uri, faults)
 
 
-def newest_whole(run_uri: str, tell: Callable[[str], None], news_only: bool = False) -> str | None:
+def newest_whole(run_uri: str, tell: Callable[[str], None], glance: bool = False) -> str | None:
     """URI of the checkpoint that the run goes on from; none if none was committed. Reads it all, and marks damaged ones on the way.
 
-    ``tell`` gets one line where a newer one is damaged; with ``news_only`` not if that was known before. Raises ``UserError`` where none is whole.
+    ``tell`` gets one line where a newer one is damaged. Raises ``UserError`` where none is whole. With a ``glance`` nothing is read, what a listing
+    and marks show counts alone, and ``tell`` hears only of what was not known before: for those whose workers read the checkpoint anyway.
     """
     damaged: dict[str, str] = {}
     news = False
     for entry in reversed(survey(storage.join(run_uri, "checkpoints"))):
         if not entry.committed:
             continue
-        fault = entry.fault or examine(entry.uri).fault
+        fault = entry.fault or ("" if glance else examine(entry.uri).fault)
         if not fault:
-            if damaged and (news or not news_only):
+            if damaged and (news or not glance):
                 tell(_fallen_back(damaged, entry.uri))
             return entry.uri
         damaged[entry.uri] = fault

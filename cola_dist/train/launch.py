@@ -19,7 +19,7 @@ import ray.train
 import ray.train.torch
 
 from cola_dist import logs, runtime, storage
-from cola_dist.config import RunConfig, TrainConfig
+from cola_dist.config import RunConfig, TrainConfig, group_sizes
 from cola_dist.data import stream
 from cola_dist.data.labels import labels_of
 from cola_dist.data.latents import ENCODER_CPUS
@@ -27,7 +27,7 @@ from cola_dist.data.stream import Batch, ClipReader, StreamPlan
 from cola_dist.errors import UserError
 from cola_dist.redact import redact
 from cola_dist.train.board import create_board
-from cola_dist.train.elastic import ElasticTrainer, SavedResize, leaving, sizes
+from cola_dist.train.elastic import ElasticTrainer, SavedResize, leaving
 from cola_dist.train.encoding import EncoderFactory
 from cola_dist.train.hardware import compute_clock
 from cola_dist.train.job import write_config
@@ -170,7 +170,7 @@ def prepare(config: RunConfig, run_uri: str) -> ClipReader:
 
 def demand(config: RunConfig) -> tuple[float, int]:
     """CPUs and GPUs without which a run does not get on: its workers, a reader, its encoders."""
-    train, workers = config.train, config.train.min_workers or config.train.workers
+    train, workers = config.train, config.train.least_workers
     encoders = config.data.latent_workers if config.data.latents else 0
     cpus = workers * train.cpus_per_worker + _READERS_AT_LEAST * config.data.reader_cpus + encoders * ENCODER_CPUS
     return cpus, workers + encoders if train.gpus else 0
@@ -180,7 +180,7 @@ def _bundles(config: RunConfig) -> list[dict[str, float]]:
     """`demand`, as what has to lie on one node each."""
     train, gpu = config.train, {"GPU": 1.0} if config.train.gpus else {}
     encoders = config.data.latent_workers if config.data.latents else 0
-    workers = [{"CPU": train.cpus_per_worker} | gpu] * (train.min_workers or train.workers)
+    workers = [{"CPU": train.cpus_per_worker} | gpu] * train.least_workers
     return [*workers, *[{"CPU": config.data.reader_cpus}] * _READERS_AT_LEAST, *[{"CPU": ENCODER_CPUS} | gpu] * encoders]
 
 
@@ -190,7 +190,7 @@ def connect(config: RunConfig, debug: bool, times: int = 1) -> None:
     A cluster that has too little is waited for as `runtime.make_room` says.
     """
     train, (cpus, gpus) = config.train, demand(config)
-    workers = train.min_workers or train.workers
+    workers = train.least_workers
     runtime.connect(times * cpus, debug)
     have, least = ray.cluster_resources(), times * cpus - _ROUNDING
     if have.get("CPU", 0) < least or have.get("GPU", 0) < times * gpus:
@@ -252,7 +252,8 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, pl
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     trainer: Callable[..., ray.train.torch.TorchTrainer] = ray.train.torch.TorchTrainer
     if elastic:
-        trainer = partial(ElasticTrainer, allowed=sizes(config), spare_cpus=demand(config)[0] - train.min_workers * train.cpus_per_worker)
+        free_of_training = demand(config)[0] - train.least_workers * train.cpus_per_worker
+        trainer = partial(ElasticTrainer, allowed=group_sizes(train, config.optim), spare_cpus=free_of_training)
     return trainer(
         train_worker,
         scaling_config=_scaling(train, elastic),

@@ -58,10 +58,11 @@ class Outcome:
 def plan_stream(config: RunConfig, run_uri: str, world: int, tell: Callable[[str], None]) -> StreamPlan:
     """What is still to be streamed to ``world`` workers: from the position of the newest whole checkpoint to the end of the last phase.
 
-    ``tell`` gets a line where a newer one is found to be damaged.
+    ``tell`` gets a line where a newer one is found to be damaged. Damage that only reading shows is found by the workers, after which a new group
+    begins with another plan.
     """
     try:
-        uri = newest_whole(run_uri, tell, news_only=True)
+        uri = newest_whole(run_uri, tell, glance=True)
         first = read_position(uri).step if uri else 0
     except UserError:
         first = 0  # the workers find the same, and what they refuse reaches the user

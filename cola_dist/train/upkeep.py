@@ -18,7 +18,7 @@ from cola_dist.train.session import export
 from cola_dist.train.shelf import MANIFEST, Entry, mark, read_position, remove, survey
 
 
-def shelf(run_uri: str) -> list[Entry]:
+def entries_of(run_uri: str) -> list[Entry]:
     """What lies in the run's folder of checkpoints, oldest first. Raises ``UserError`` where there is nothing."""
     found = survey(storage.join(run_uri, "checkpoints"))
     if not found:
@@ -31,7 +31,7 @@ def verify(run_uri: str) -> Iterator[Examined]:
 
     A mark that is there already counts for nothing: this is how a mended checkpoint is made known.
     """
-    for entry in shelf(run_uri):
+    for entry in entries_of(run_uri):
         found = examine(entry.uri) if entry.committed else None
         # A run that goes on may have dropped it meanwhile.
         if found is not None and storage.exists(storage.join(entry.uri, MANIFEST)):
@@ -68,7 +68,7 @@ def export_run(run_uri: str, step: int | None, folder: str) -> dict[str, Any]:
 
 
 def _to_export(run_uri: str, step: int | None) -> str:
-    entries = [entry for entry in shelf(run_uri) if entry.committed]
+    entries = [entry for entry in entries_of(run_uri) if entry.committed]
     damaged: dict[str, str] = {}
     for entry in reversed(entries):
         if step in (None, entry.step):
@@ -141,7 +141,7 @@ def clearing(run_uri: str, keep: int, with_damaged: bool) -> list[tuple[Entry, b
     """
     if keep < 1:
         raise UserError(f"--keep is {keep}: at least the newest whole checkpoint stays, so give 1 or more")
-    entries = shelf(run_uri)
+    entries = entries_of(run_uri)
     faults = {entry.uri: entry.fault for entry in entries}
     whole: list[Entry] = []
     for entry in reversed(entries):

@@ -7,11 +7,7 @@ per clip, one block per rank and read, metrics from rank 0 alone, which ranks wr
 counts, and how often a lost worker group is replaced. All else is an assumption and stands in `Assumptions`. A run keeps its clips per GPU, so
 its global batch grows with its GPUs: whether it still learns as well is not asked here.
 
-Goodput is the time that the plan's steps take without any failure, over the time that they take. It is simulated with the policy of the code (a
-checkpoint counts once rank 0 has committed it, training goes on meanwhile, a next one waits for the one before, a failure goes back to the newest
-that counts and may strike during a restart, after ``train.max_restarts`` of them a person is needed) and stands beside Daly's closed form (Future
-Generation Computer Systems 22, 2006, for failures that may strike at any time), which knows no asynchronous writes: their time is added to the
-restart's.
+Goodput is simulated, and stands beside a closed form: `tests.bench.failures`.
 """
 
 from __future__ import annotations
@@ -19,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import random
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,11 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from cola_dist.config import RunConfig
 from cola_dist.recipes import build_recipe
 from cola_dist.train.estimate import ACCELERATORS, UTILISATION, PhasePlan, Plan, estimate, state_bytes, traffic_bytes
+from tests.bench.failures import GIVEN_UP_AFTER, PERSON_S, Job, best_interval, daly_wall_s, goodput
 
 GPUS = (8, 64, 512, 1024)
 MTBF_DAYS = (1, 7, 30)
-GIVEN_UP_AFTER = 100
-"""A simulated run that has taken so many times the time of its steps is not followed any longer."""
 STEPS_PER_READ = (4, 8, 16, 32, 64, 128)
 
 
@@ -61,8 +54,7 @@ class Assumptions:
     """One hop of the small sum that all ranks agree on after each step: a ring over TCP, 2 (N - 1) hops."""
     restart_s: float = 120.0
     """To notice that a worker is gone, place a new group on a node that is there at once, start processes and NCCL, and build the engine."""
-    person_s: float = 3600.0
-    """Until somebody says ``--resume``, once restarts are used up."""
+    person_s: float = PERSON_S
     clip_bytes: float = 69e3
     """Measured on drawn videos of 10 s with a short side of 256 (RESULTS.md, the stream); 4 s of real video there would be 89 kB (keyframes)."""
     decode_s: float = 0.0246
@@ -79,123 +71,6 @@ class Assumptions:
 
 
 ASSUMED = Assumptions()
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run as failures see it, in seconds and steps."""
-
-    steps: int
-    step_s: float
-    every: int
-    """Steps between checkpoints."""
-    blocked_s: float
-    """That training stands still for a checkpoint, mean over the plan's steps."""
-    write_s: float
-    """From then until it counts."""
-    restart_s: float
-    """From a failure to the next step, apart from ``restart_per_step_s``."""
-    restart_per_step_s: float
-    """More of it for each step that is still to be made."""
-    max_restarts: int
-
-
-@dataclass(frozen=True)
-class Course:
-    """How a run went."""
-
-    wall_s: float
-    """Infinite for one that was given up."""
-    failures: int
-    calls: int
-    """How often a person was needed."""
-
-
-class _Failure(Exception):
-    """Something broke before what was to be done was done."""
-
-
-def simulate(job: Job, mtbf_s: float, draw: random.Random, person_s: float = ASSUMED.person_s) -> Course:
-    """One run, with failures of the whole group that come on average every ``mtbf_s`` seconds, whatever it is doing."""
-    clock = _Clock(mtbf_s, draw)
-    done, safe, failures, used, calls = 0, 0, 0, 0, 0
-    coming: tuple[int, float] | None = None  # a checkpoint that is being written: its step, and when it will count
-    restarting, longest = False, GIVEN_UP_AFTER * job.steps * job.step_s
-    while clock.now < longest:
-        try:
-            if restarting:
-                clock.spend(job.restart_s + job.restart_per_step_s * (job.steps - done))
-                restarting = False
-            while done < job.steps:
-                target = min(job.steps, done + job.every)
-                clock.spend((target - done) * job.step_s)
-                if coming is not None:
-                    clock.spend(max(0.0, coming[1] - clock.now))
-                    safe, coming = coming[0], None
-                clock.spend(job.blocked_s)
-                done, coming = target, (target, clock.now + job.write_s)
-            clock.spend(job.write_s)
-            return Course(clock.now, failures, calls)
-        except _Failure:
-            if coming is not None and coming[1] <= clock.now:
-                safe = coming[0]
-            done, coming, restarting = safe, None, True
-            failures, used = failures + 1, used + 1
-            if used > job.max_restarts:
-                clock.wait(person_s)
-                calls, used = calls + 1, 0
-    return Course(math.inf, failures, calls)
-
-
-class _Clock:
-    """Time, and when the next failure comes."""
-
-    def __init__(self, mtbf_s: float, draw: random.Random) -> None:
-        self.now, self._mtbf_s, self._draw = 0.0, mtbf_s, draw
-        self._next = draw.expovariate(1 / mtbf_s)
-
-    def spend(self, seconds: float) -> None:
-        """Be busy for so long. Raises ``_Failure`` at the failure that comes first."""
-        if self.now + seconds >= self._next:
-            self.now = self._next
-            self._next += self._draw.expovariate(1 / self._mtbf_s)
-            raise _Failure
-        self.now += seconds
-
-    def wait(self, seconds: float) -> None:
-        """Do nothing for so long, in which nothing can be lost."""
-        self.now += seconds
-        self._next = self.now + self._draw.expovariate(1 / self._mtbf_s)
-
-
-def daly_wall_s(job: Job, mtbf_s: float) -> float:
-    """Daly's expected wall time with exponential failures that may strike during checkpoints and restarts: exact where a checkpoint counts at once
-    and restarts have no limit, and else an approximation."""
-    restart = job.restart_s + job.restart_per_step_s * job.steps / 2 + job.write_s
-    segment = job.every * job.step_s + job.blocked_s
-    try:
-        return mtbf_s * math.exp(restart / mtbf_s) * math.expm1(segment / mtbf_s) * job.steps / job.every
-    except OverflowError:
-        return math.inf
-
-
-def best_interval(job: Job, mtbf_s: float) -> int:
-    """Steps between checkpoints after Young, sqrt(2 * cost * MTBF), but no more often than writing one takes a quarter of the time."""
-    young = math.sqrt(2 * job.blocked_s * mtbf_s)
-    return min(job.steps, max(1, math.ceil(max(young, 4 * job.write_s) / job.step_s)))
-
-
-def goodput(job: Job, mtbf_s: float, trials: int, seed: int = 0) -> dict[str, float]:
-    """Means over simulated runs. 0 where one of them was given up."""
-    ideal = job.steps * job.step_s
-    draw = random.Random(seed)
-    courses = [simulate(job, mtbf_s, draw) for _ in range(trials)]
-    return {
-        "simulated": ideal / statistics.fmean(course.wall_s for course in courses),
-        "closed_form": ideal / daly_wall_s(job, mtbf_s),
-        "failures": statistics.fmean(course.failures for course in courses),
-        "calls": statistics.fmean(course.calls for course in courses),
-    }
 
 
 @dataclass(frozen=True)
@@ -306,7 +181,7 @@ class Size:
 
     def checkpoint(self) -> dict[str, float]:
         """Bytes and seconds. Each rank copies, hashes and uploads its share; rank 0 then reads a line of each rank. At a restart every rank downloads
-        and hashes every rank's file, twice: for the run's position and for the engine."""
+        and hashes every rank's file."""
         total, processes = self.plan.checkpoint_bytes, min(self.gpus, ASSUMED.gpus_per_node)
         storage = min(ASSUMED.storage_per_node, ASSUMED.storage_in_all / self.nodes)
         frozen = sum(size for role, size in self.plan.parameters.items() if role not in self.plan.phases[0].trains)
@@ -319,8 +194,8 @@ class Size:
             "write_s": total / self.nodes / storage
             + total / self.gpus / ASSUMED.sha256_per_process
             + self.gpus * ASSUMED.storage_request_s,
-            "restart_reads_bytes": 2 * self.gpus * total,
-            "restart_reads_s": 2 * (processes * total / storage + total / ASSUMED.sha256_per_process),
+            "restart_reads_bytes": self.gpus * total,
+            "restart_reads_s": processes * total / storage + total / ASSUMED.sha256_per_process,
         }
 
     def job(self, step_s: float, steps_per_read: int) -> Job:

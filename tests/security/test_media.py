@@ -26,7 +26,7 @@ from cola_dist.data.sources.lerobot import LeRobotOrigin
 from cola_dist.data.sources.robot_files import RobotFilesOrigin
 from cola_dist.data.sources.video import VideoOrigin
 from cola_dist.evaluation.films import last_frame
-from cola_dist.report.film import read_film
+from cola_dist.report.film import Shelf
 from tests.data.lerobot_files import TOP, write_v2
 from tests.data.robot_data import numbered, write_hdf5
 from tests.data.videos import moving_square
@@ -232,7 +232,7 @@ def test_a_video_for_a_page_is_measured_before_it_is_read(tmp_path: Path) -> Non
     with (tmp_path / "a.mp4").open("wb") as file:
         file.truncate(2**40)
     with bounded(cpu_s=1, memory=2**26):
-        assert read_film([str(tmp_path / "a.mp4")], 2**20) == "the page would be too large"
+        assert Shelf(2**20).take([str(tmp_path / "a.mp4")]) == "the page would be too large"
 
 
 def test_sound_videos_are_read_as_before() -> None:

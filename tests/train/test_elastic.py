@@ -13,8 +13,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from cola_dist.checks import check
+from cola_dist.config import group_sizes
 from cola_dist.errors import UserError
-from cola_dist.train.elastic import sizes
 from cola_dist.train.shelf import committed
 from cola_dist.train.trace import read_trace
 from tests.train.harness import run_local, toy_config
@@ -54,13 +54,23 @@ def checkpoints(run: Path) -> dict[int, int]:
     ],
 )
 def test_only_sizes_that_share_a_batch_equally_may_train(tmp_path: Path, options: tuple[str, ...], expected: list[int]) -> None:
-    assert sizes(toy_config(tmp_path, *options)) == expected
+    config = toy_config(tmp_path, *options)
+    assert group_sizes(config.train, config.optim) == expected
 
 
-@pytest.mark.parametrize("least", ["3", "-1", "4"])
-def test_a_least_size_that_cannot_train_is_refused(tmp_path: Path, least: str) -> None:
-    with pytest.raises(UserError, match=r"train\.min_workers is .*: give a number up to train\.workers \(2\) that divides"):
-        check(toy_config(tmp_path, "--train.min-workers", least))
+@pytest.mark.parametrize(
+    ("least", "options"),
+    [
+        ("3", ()),
+        ("-1", ()),
+        ("4", ()),
+        # it divides the batch, and its share is no whole number of micro-batches
+        ("3", ("--train.workers", "8", "--optim.global-batch", "24", "--optim.micro-batch", "3")),
+    ],
+)
+def test_a_least_size_that_cannot_train_is_refused(tmp_path: Path, least: str, options: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=r"train\.min_workers is .*: give a number up to train\.workers \(\d\) that divides"):
+        check(toy_config(tmp_path, "--train.min-workers", least, *options))
 
 
 @pytest.fixture(scope="module")

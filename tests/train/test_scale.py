@@ -2,51 +2,36 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 import random
 import statistics
-import sys
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from cola_dist.recipes import build_recipe
 from cola_dist.train.estimate import PhasePlan, Plan, traffic_bytes
+from tests.bench import failures, scale
 
-
-def load() -> ModuleType:
-    path = Path(__file__).parents[1] / "bench" / "scale.py"
-    spec = importlib.util.spec_from_file_location("scale", path)
-    assert spec is not None and spec.loader is not None  # noqa: PT018
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["scale"] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
-
-
-scale = load()
 HOUR = 3600.0
 # Steps of a second, a checkpoint every ten minutes that takes six seconds and counts at once, a minute to start again, for five days.
-JOB = scale.Job(430_000, 1.0, 600, 6.0, 0.0, 60.0, 0.0, 10**9)
+JOB = failures.Job(430_000, 1.0, 600, 6.0, 0.0, 60.0, 0.0, 10**9)
 
 
 def mean_wall(job: object, mtbf_s: float, trials: int = 60) -> float:
     draw = random.Random(1)
-    return statistics.fmean(scale.simulate(job, mtbf_s, draw).wall_s for _ in range(trials))
+    return statistics.fmean(failures.simulate(job, mtbf_s, draw).wall_s for _ in range(trials))
 
 
 def goodput(job: object, mtbf_s: float, trials: int = 60) -> float:
-    found: float = scale.goodput(job, mtbf_s, trials)["simulated"]
+    found: float = failures.goodput(job, mtbf_s, trials)["simulated"]
     return found
 
 
 @pytest.mark.parametrize("mtbf_s", [0.2 * HOUR, HOUR, 6 * HOUR, 48 * HOUR])
 def test_the_simulation_agrees_with_the_closed_form_where_that_is_exact(mtbf_s: float) -> None:
-    assert mean_wall(JOB, mtbf_s) == pytest.approx(scale.daly_wall_s(JOB, mtbf_s), rel=0.01)
+    assert mean_wall(JOB, mtbf_s) == pytest.approx(failures.daly_wall_s(JOB, mtbf_s), rel=0.01)
 
 
 def test_without_failures_only_checkpoints_cost() -> None:
@@ -56,7 +41,7 @@ def test_without_failures_only_checkpoints_cost() -> None:
 
 def test_asynchronous_writes_are_near_the_closed_form_while_failures_are_rare() -> None:
     job = replace(JOB, write_s=120.0)
-    assert mean_wall(job, 24 * HOUR) == pytest.approx(scale.daly_wall_s(job, 24 * HOUR), rel=0.01)
+    assert mean_wall(job, 24 * HOUR) == pytest.approx(failures.daly_wall_s(job, 24 * HOUR), rel=0.01)
     assert mean_wall(job, HOUR) > mean_wall(JOB, HOUR), "what does not count yet is lost"
 
 
@@ -70,18 +55,18 @@ def test_goodput_falls_with_all_that_should_lower_it() -> None:
 
 
 def test_the_advised_interval_is_youngs_and_near_the_best() -> None:
-    every = scale.best_interval(JOB, 6 * HOUR)
+    every = failures.best_interval(JOB, 6 * HOUR)
     assert every == math.ceil(math.sqrt(2 * JOB.blocked_s * 6 * HOUR))
-    walls = {steps: scale.daly_wall_s(replace(JOB, every=steps), 6 * HOUR) for steps in range(50, 5000, 10)}
-    assert scale.daly_wall_s(replace(JOB, every=every), 6 * HOUR) < 1.001 * min(walls.values())
-    assert scale.best_interval(replace(JOB, write_s=1000.0), 6 * HOUR) == 4000, "writing is never most of what storage does"
+    walls = {steps: failures.daly_wall_s(replace(JOB, every=steps), 6 * HOUR) for steps in range(50, 5000, 10)}
+    assert failures.daly_wall_s(replace(JOB, every=every), 6 * HOUR) < 1.001 * min(walls.values())
+    assert failures.best_interval(replace(JOB, write_s=1000.0), 6 * HOUR) == 4000, "writing is never most of what storage does"
 
 
 def test_a_person_is_called_once_restarts_are_used_up_and_a_hopeless_run_is_given_up() -> None:
-    few = scale.goodput(replace(JOB, max_restarts=3), 6 * HOUR, 60)
+    few = failures.goodput(replace(JOB, max_restarts=3), 6 * HOUR, 60)
     assert few["calls"] == pytest.approx(few["failures"] / 4, abs=0.5), "the fourth failure ends the job"
-    assert scale.goodput(JOB, 6 * HOUR, 60)["calls"] == 0
-    assert scale.goodput(replace(JOB, every=60_000), HOUR, 3)["simulated"] == 0
+    assert failures.goodput(JOB, 6 * HOUR, 60)["calls"] == 0
+    assert failures.goodput(replace(JOB, every=60_000), HOUR, 3)["simulated"] == 0
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cola_dist import storage
 from cola_dist.evaluation.results import ALL, METRICS
+from cola_dist.evaluation.statistics import Interval
 from cola_dist.report.blocks import Block, Fold, Section, Table, Text
 from cola_dist.report.film import Shelf
 from cola_dist.report.judged import Judgement
-from cola_dist.report.words import listing, number
+from cola_dist.report.words import interval, listing, number
 
 _FILMS = {
     "rollouts.mp4": ("Rollouts", "A row is a clip; columns: the truth, a rollout with the clip's own actions, one with another clip's."),
@@ -46,8 +48,8 @@ def _figures(name: str, figures: Mapping[str, Mapping[str, Any]]) -> Table:
 def _interval(figure: Mapping[str, Any] | None) -> str:
     if figure is None:
         return ""
-    ends = "" if figure["low"] is None else f" [{number(figure['low'])}, {number(figure['high'])}]"
-    return f"{number(figure['mean'])}{ends}"
+    low, high = (math.nan if figure[end] is None else figure[end] for end in ("low", "high"))
+    return interval(Interval(figure["mean"], low, high, figure["n"]))
 
 
 def _probes(probes: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Block]:

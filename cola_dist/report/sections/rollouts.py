@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cola_dist.report.analysis import Analysis
 from cola_dist.report.blocks import Block, Section, Text, Video, Videos
 from cola_dist.report.drawing import Panel, Plate, slug
-from cola_dist.report.film import BUDGET_BYTES, Film, read_film
+from cola_dist.report.film import BUDGET_BYTES, Film, Shelf
 from cola_dist.report.metrics import DELTA_PSNR
 from cola_dist.report.trials import Trial
 from cola_dist.report.words import listing, number
@@ -28,17 +28,16 @@ def rollouts(analysis: Analysis) -> Section:
     blocks: list[Block] = []
     missing: list[str] = []
     sheets: list[Plate] = []
-    room = BUDGET_BYTES
+    shelf = Shelf(BUDGET_BYTES)
     for domain in analysis.domains:
         films: dict[str, tuple[Trial, Film]] = {}
         for arm in analysis.arms_in(domain):
             trial = _shown(analysis, domain, arm)
-            film = read_film(trial.videos, room) if trial else "no run with a finite flow loss"
+            film = shelf.take(trial.videos) if trial else "no run with a finite flow loss"
             if isinstance(film, str):
                 missing.append(f"{arm} in {domain} ({film})")
             elif trial:
                 films[arm] = (trial, film)
-                room -= film.bytes_in_page
         if films:
             videos = [_video(arm, domain, trial, film) for arm, (trial, film) in films.items()]
             blocks.append(Videos(f"Domain {domain}", videos))
