@@ -186,8 +186,8 @@ def attach(
 
     Returns why that failed, or nothing.
     """
-    database = uri.removeprefix("sqlite:///")
-    if database != uri and not Path(database).is_file():
+    database = database_of(uri)
+    if database is not None and not database.is_file():
         # MLflow would make an empty one.
         return f"no database {database}"
     return _within(wait, uri, lambda: add_to_run(uri, run, files, metrics or {}, step))
@@ -195,8 +195,8 @@ def attach(
 
 def reach(uri: str, wait: float = 30.0) -> str:
     """Ask MLflow for one experiment. Returns why that failed, or nothing; a database file that is not there yet is no failure."""
-    database = uri.removeprefix("sqlite:///")
-    if database != uri and not Path(database).is_file():
+    database = database_of(uri)
+    if database is not None and not database.is_file():
         return ""
     return _within(wait, uri, lambda: look_in(uri))
 
@@ -216,6 +216,12 @@ def _within(wait: float, uri: str, work: Callable[[], None]) -> str:
     thread.start()
     thread.join(wait)
     return reason[0]
+
+
+def database_of(uri: str) -> Path | None:
+    """The file of a tracking URI ``sqlite:///FILE``; none for another."""
+    path = uri.removeprefix("sqlite:///")
+    return None if path == uri else Path(path)
 
 
 def waiting(runs: Path) -> list[Path]:

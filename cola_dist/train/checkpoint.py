@@ -212,7 +212,7 @@ class CheckpointWriter:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"checkpoint {uri}: not all {self._world} ranks wrote their part within {COMMIT_TIMEOUT_S:.0f} s")
             time.sleep(0.05)
-        parts = [json.loads(storage.read_bytes(storage.join(uri, name))) for name in sorted(wanted)]
+        parts = [storage.read_json(storage.join(uri, name)) for name in sorted(wanted)]
         manifest["files"] = {part["file"]: part["sha256"] for part in parts}
         manifest["bytes"] = {part["file"]: part["bytes"] for part in parts}
         if faults := size_faults(manifest["bytes"], there):

@@ -103,8 +103,8 @@ def open_tracker(config: RunConfig, run_uri: str, parent: str | None = None) -> 
     """The tracker of the run (or sweep) in the folder ``run_uri``, whose name is its name and, within a parent, its identity."""
     uri, name = tracking_uri(config), storage.name(run_uri)
     # A database holds no files, and MLflow would put them below whatever folder the job was started in.
-    database = uri.removeprefix("sqlite:///")
-    artifacts = str(Path(database).absolute().parent / "mlartifacts") if database != uri else None
+    database = tracking.database_of(uri)
+    artifacts = str(database.absolute().parent / "mlartifacts") if database is not None else None
     return Tracker(spool_folder(config, run_uri), uri, config.tracking.experiment, name, artifacts, identity(run_uri, parent), parent)
 
 

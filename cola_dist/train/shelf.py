@@ -157,7 +157,7 @@ def mark(uri: str, fault: str) -> None:
 def read_mark(uri: str) -> str:
     """Why the checkpoint in folder ``uri`` was marked as damaged."""
     try:
-        return str(json.loads(storage.read_bytes(storage.join(uri, DAMAGED)))["why"])
+        return str(storage.read_json(storage.join(uri, DAMAGED))["why"])
     except (OSError, ValueError, KeyError):
         return "marked as damaged"
 
