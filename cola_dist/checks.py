@@ -125,6 +125,11 @@ def _latent_problems(c: RunConfig) -> Iterator[str]:
         yield f"autoencoder.pretrained is {c.autoencoder.pretrained}, but autoencoder.kind pixels has no weights: set the kind as well"
     if c.autoencoder.images_at_once < 1:
         yield f"autoencoder.images_at_once is {c.autoencoder.images_at_once}: it must be at least 1"
+    tile, step = c.autoencoder.tile, 4 * latents.shrinks
+    if tile and not latents.tiles:
+        yield f"autoencoder.tile is {tile}: kind {c.autoencoder.kind} has no tiles, set it to 0 (fewer images_at_once take less memory too)"
+    elif tile < 0 or tile % step:
+        yield f"autoencoder.tile is {tile}: it must be 0 or a multiple of {step}: nearest is {max(step, round(tile / step) * step)}"
     lengths = range(1 + latents.stride, (latents.most_frames or c.data.frames + latents.stride) + 1, latents.stride)
     if c.data.frames >= 2 and c.data.frames not in lengths:
         nearest = min(lengths, key=lambda length: abs(length - c.data.frames))

@@ -255,7 +255,7 @@ def _encoder_flops(config: RunConfig) -> float:
         return 0.0
     from cola_dist.models.autoencoders import full_size_encoder
 
-    encode = full_size_encoder(config.autoencoder.kind)
+    encode = full_size_encoder(config.autoencoder)
     side = config.data.resolution
     with torch.no_grad():
         return _flops(lambda: encode(torch.zeros(1, 3, config.data.frames, side, side)))
