@@ -172,6 +172,8 @@ def _training_problems(c: RunConfig) -> Iterator[str]:
             f"train.min_workers is {c.train.min_workers}: give a number up to train.workers ({c.train.workers}) that divides optim.global_batch "
             f"({c.optim.global_batch}) into whole micro-batches, or 0 for always as many"
         )
+    if c.train.checkpointing_keeps != "inputs" and not c.train.activation_checkpointing:
+        yield f"train.checkpointing_keeps is {c.train.checkpointing_keeps}: nothing is checkpointed without --train.activation-checkpointing True"
     if not (0 <= c.optim.beta1 < 1 and 0 <= c.optim.beta2 < 1 and 0 <= c.optim.ema_decay < 1):
         yield "optim: beta1, beta2 and ema_decay must be in [0, 1)"
     if c.optim.weight_decay < 0 or c.optim.clip_norm <= 0 or c.optim.lr_warmup_steps < 0:

@@ -18,7 +18,7 @@ from cola_dist.models.forward import ForwardModel
 from cola_dist.models.lam import LatentActionModel
 from cola_dist.models.published import HERE, Place, load_role, without_weights
 from cola_dist.models.world import KINDS, WorldModel
-from cola_dist.models.world.base import compile_blocks
+from cola_dist.models.world.base import checkpoint_blocks, compile_blocks
 
 __all__ = ["Clips", "Course", "Method", "Phase", "Place", "Span", "StepOutput", "build_method", "build_world", "phases"]
 
@@ -58,7 +58,8 @@ def build_method(config: RunConfig, bf16: bool, autoencoder: Autoencoder | None 
         lam.forward_model = ForwardModel(config.lam) if uses_forward_model(config) else None
         adapt = config.adapt
         adapter = ActionAdapter(adapt.kind, adapt.action_dim, adapt.state_dim, *actions, adapt.width) if config.method == "adapt" else None
-    world.checkpointing = config.train.activation_checkpointing
+    if config.train.activation_checkpointing:
+        checkpoint_blocks(world, config.train.checkpointing_keeps)
     if config.train.compile:
         compile_blocks(world)
     if config.method == "pretrain":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -114,9 +115,10 @@ def test_bf16_keeps_weights_fp32_and_the_loss_close(config: RunConfig, clips: Cl
     torch.testing.assert_close(output.loss, exact(clips, 0).loss, rtol=0.05, atol=0.05)
 
 
-def test_activation_checkpointing_changes_no_gradient(config: RunConfig, clips: Clips) -> None:
+@pytest.mark.parametrize("keeps", ["inputs", "products"])
+def test_activation_checkpointing_changes_no_gradient(config: RunConfig, clips: Clips, keeps: Literal["inputs", "products"]) -> None:
     plain = cotrain(config)
-    saving = cotrain(replace(config, train=replace(config.train, activation_checkpointing=True)))
+    saving = cotrain(replace(config, train=replace(config.train, activation_checkpointing=True, checkpointing_keeps=keeps)))
     for method in (plain, saving):
         awaken(method)
         method(clips, 0).loss.backward()

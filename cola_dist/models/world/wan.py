@@ -109,5 +109,5 @@ class WanVideo(WorldModel):
         angles = self.rope(x)
         h = self.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
         for block in self.blocks:
-            h = self.run(block, h, prompt, rows, angles)
+            h = block(h, prompt, rows, angles)
         return h, time
