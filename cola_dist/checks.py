@@ -146,6 +146,8 @@ def _latent_problems(c: RunConfig) -> Iterator[str]:
         yield f"world.patch is {c.world.patch}: kind svd halves its places three times, set it to 8"
     if c.world.kind == "wan" and (c.world.mlp_width < 1 or c.world.text_width < 0):
         yield "world.mlp_width must be at least 1, world.text_width not negative"
+    if c.world.null_prompt is not None and not (c.world.kind == "wan" and c.world.text_width > 0):
+        yield f"world.null_prompt is {c.world.null_prompt}: only kind wan with world.text_width above 0 takes a prompt, leave it out"
 
 
 def _bottleneck_problems(b: BottleneckConfig) -> Iterator[str]:

@@ -138,7 +138,7 @@ class _Parts(nn.Module):
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         self.config, latents = config, AUTOENCODERS[config.autoencoder.kind]
-        self.world = build_world(replace(config, world=replace(config.world, pretrained=None)))
+        self.world = build_world(replace(config, world=replace(config.world, pretrained=None, null_prompt=None)))
         self.lam = InverseDynamics(config.lam)
         actions = (config.lam.tokens, config.lam.bottleneck.dim)
         self.conditioning = ActionConditioning(config.conditioning, *actions, self.world.modulation_shape, latents.stride)

@@ -42,6 +42,8 @@ class WorldModel(nn.Module):
     """Name of the architecture in ``config.json``."""
     shape_names: ClassVar[tuple[str, ...]]
     """The constructor's arguments, all whole numbers, as ``config.json`` keeps them."""
+    shape_more: ClassVar[tuple[str, ...]] = ()
+    """Further arguments of the constructor, which ``config.json`` keeps where they are not 0."""
     published_class: ClassVar[str] = ""
     """What the config.json of its authors calls the architecture; empty where nobody else publishes it."""
     published_model: ClassVar[str] = ""
@@ -54,11 +56,14 @@ class WorldModel(nn.Module):
     """Hash of the files that the weights came from; none = random weights."""
     loaded: Loaded | None = None
     """What became of the tensors in those files."""
+    prompt: Loaded | None = None
+    """The file of the null prompt; none where none was given."""
 
     @property
     def shape(self) -> dict[str, int]:
         """The constructor's arguments."""
-        return {name: getattr(self, name) for name in self.shape_names}
+        more = {name: getattr(self, name) for name in self.shape_more}
+        return {name: getattr(self, name) for name in self.shape_names} | {name: value for name, value in more.items() if value}
 
     @classmethod
     def published_shape(cls, config: Mapping[str, Any], where: str) -> dict[str, int]:
@@ -149,7 +154,7 @@ class WorldModel(nn.Module):
                     raise UserError(f"the autoencoder's latents have {value} channels but {where} has {shape.get(field)}: {fit}")
                 remedy = f"set world.{field} to {shape.get(field)} or choose another world.pretrained"
                 raise UserError(f"world.{field} is {value} but {where} has {shape.get(field)}: {remedy}")
-        if shape.keys() != set(cls.shape_names) or not all(type(side) is int for side in shape.values()):
+        if shape.keys() - set(cls.shape_more) != set(cls.shape_names) or not all(type(side) is int for side in shape.values()):
             raise UserError(
                 f"{where} does not say how large the generator is, in {', '.join(cls.shape_names)}: save it again with this version"
             )
