@@ -243,7 +243,7 @@ class CoTrain(Method):
         }
         action = _square_by_block(modulations["flow_own"] - modulations["flow_null"])
         for half in range(2):
-            bins = clips.position % 2 + 2 * half
+            bins = clips.position.to(x0.device) % 2 + 2 * half
             tau, generated = frame_times(bin_times(self.config.flow.tau_min, bins), torch.ones_like(bins), x0.shape[1])
             x_tau = noised(x0, eps, tau)
             losses = {name: flow_loss(self.world(x_tau, tau, one), x0, eps, generated) for name, one in modulations.items()}
