@@ -95,6 +95,21 @@ def test_checkpointing_changes_no_gradient(published: tuple[str, str], keeps: Li
         assert times[attention] == 2 * once[attention]
 
 
+def test_a_bias_added_in_place_to_a_kept_product_is_added_once(published: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the linear layer does that DeepSpeed puts into the place of torch's at ZeRO stage 3."""
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        product = x.matmul(weight.t())
+        return product if bias is None else product.add_(bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    plain, saving = load(published), load(published)
+    checkpoint_blocks(saving, "products")
+    (wanted, _), (found, _) = stepped(plain), stepped(saving)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient)
+
+
 @torch.no_grad()
 def test_features_are_a_row_per_latent_frame(published: tuple[str, str]) -> None:
     model = load(published)

@@ -178,14 +178,17 @@ def checkpoint_blocks(model: WorldModel, keeps: Literal["inputs", "products"]) -
 
     ``inputs``: what the block is given. ``products``: and what its `PRODUCTS` gave.
     """
-    contexts = partial(create_selective_checkpoint_contexts, _kept) if keeps == "products" else noop_context_fn
+    contexts = (
+        partial(create_selective_checkpoint_contexts, _kept, allow_cache_entry_mutation=True) if keeps == "products" else noop_context_fn
+    )
     for block in model.repeated_blocks():
         # Inside of the block: where it is compiled, the compiler is to know what it may compute again.
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
 
 
 def _kept(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
-    # A bias that is added in place, as DeepSpeed's linear layer of ZeRO stage 3 does, changes the product that is kept: not to be added once more.
+    # A bias that is added in place changes the product that is kept, and is not to be added to it once more: so does the linear layer that DeepSpeed
+    # puts into the place of torch's at ZeRO stage 3.
     keep = operation in PRODUCTS or operation is torch.ops.aten.add_.Tensor
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
