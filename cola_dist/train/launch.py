@@ -144,8 +144,13 @@ class Training:
         self._fit = _Fit(_trainer(config, run_uri, self._board, reader, place))
 
     def running(self, seconds: float) -> bool:
-        """Whether the run still goes on after ``seconds``; returns as soon as it has ended. A node that is about to go has it saved."""
+        """Whether the run still goes on after ``seconds``; returns as soon as it has ended. A node that is about to go has it saved.
+
+        Raises ``RunError`` where this machine's cluster broke down.
+        """
         self._fit.join(seconds)
+        if lost := runtime.lost_processes():
+            raise RunError(f"this machine's Ray broke down under the run ({', '.join(lost)} ended): {kept(self._run_uri)}")
         if (nodes := leaving()) - self._leaving:
             self._board.ask_to_save.remote()
         self._leaving = nodes
