@@ -14,6 +14,7 @@ from cola_dist.data.stream import open_reader
 from cola_dist.train.checkpoint import Checkpoint
 from cola_dist.train.shelf import committed
 from cola_dist.train.trace import read_trace
+from tests.outcomes import Outcomes
 from tests.train.harness import run_local, toy_config
 
 pytestmark = [pytest.mark.fault, pytest.mark.long]
@@ -60,7 +61,7 @@ def test_a_batch_that_is_no_number_changes_nothing_and_is_named(tmp_path: Path, 
     assert all(bool(torch.isfinite(tensor).all()) for tensor in state(at[8]).values())
 
 
-def test_too_many_in_a_row_end_the_run_with_their_clips_and_it_goes_on_after_them(tmp_path: Path) -> None:
+def test_too_many_in_a_row_end_the_run_with_their_clips_and_it_goes_on_after_them(tmp_path: Path, outcomes: Outcomes) -> None:
     config = toy_config(tmp_path, "--train.workers", "1", "--optim.micro-batch", "2", "--train.max-nonfinite", "2")
     # One at a time is borne.
     lost = frozenset([BATCH, 3 * BATCH + 1, 4 * BATCH])
@@ -75,3 +76,9 @@ def test_too_many_in_a_row_end_the_run_with_their_clips_and_it_goes_on_after_the
     assert [one["step"] for one in resumed["record"]["left_out"]] == [1, 3, 4]
     manifest = json.loads((Path(resumed["checkpoint"]) / "manifest.json").read_text())
     assert manifest["position"]["record"]["left_out"] == resumed["record"]["left_out"]
+    outcomes.add(
+        "a batch whose loss is no number", "one step", "left out, told with its clips; weights, moments and codebook as before", 0, 0.0
+    )
+    outcomes.add(
+        "the same, train.max_nonfinite steps in a row", "consecutive steps", "one error, loadable checkpoint; resumed after them", 0, None
+    )
