@@ -180,8 +180,8 @@ def _training_problems(c: RunConfig) -> Iterator[str]:
         yield "optim: beta1, beta2 and ema_decay must be in [0, 1)"
     if c.optim.weight_decay < 0 or c.optim.clip_norm <= 0 or c.optim.lr_warmup_steps < 0:
         yield "optim: weight_decay and lr_warmup_steps must not be negative, clip_norm must be positive"
-    if c.train.cpus_per_worker <= 0 or c.train.max_restarts < 0 or c.train.resize_every_s <= 0:
-        yield "train: cpus_per_worker and resize_every_s must be positive, max_restarts not negative"
+    if min(c.train.cpus_per_worker, c.train.resize_every_s, c.train.collective_timeout_s) <= 0 or c.train.max_restarts < 0:
+        yield "train: cpus_per_worker, resize_every_s and collective_timeout_s must be positive, max_restarts not negative"
     for name in ("checkpoint_every", "keep_checkpoints", "max_nonfinite"):
         if dataclasses.asdict(c.train)[name] < 1:
             yield f"train.{name} must be at least 1"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cola_dist import logs
-from cola_dist.errors import UserError
+from cola_dist.errors import RunError, UserError
 from cola_dist.redact import redact
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
@@ -19,7 +19,8 @@ DONE, FAILED, BAD_INPUT = 0, 1, 2
 def run_command(work: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequence[str]) -> int:
     """Call ``work(argv)`` and print what it returns as the last line of stdout. Returns the process's exit code.
 
-    A ``UserError`` becomes its message on stderr and exit code 2, anything else that is raised exit code 1. ``--debug`` shows the stack trace.
+    A ``UserError`` becomes its message on stderr and exit code 2, a ``RunError`` its message and exit code 1, anything else that is raised its last
+    line and exit code 1. ``--debug`` shows the stack trace.
     A result whose ``status`` is ``failed`` is exit code 1 too.
     """
     debug = "--debug" in argv
@@ -29,6 +30,9 @@ def run_command(work: Callable[[Sequence[str]], Mapping[str, Any]], argv: Sequen
     except UserError as error:
         _complain(traceback.format_exc() if debug else f"error: {error}")
         return BAD_INPUT
+    except RunError as error:
+        _complain(traceback.format_exc() if debug else f"error: {error}")
+        return FAILED
     except Exception as error:
         _complain(traceback.format_exc() if debug else f"error: {_last_line(error)} (--debug shows where)")
         return FAILED

@@ -9,12 +9,14 @@ import time
 from collections.abc import Mapping, Sequence
 
 import ray
+from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from cola_dist.errors import UserError
 
 _PATIENCE = "COLA_CLUSTER_PATIENCE_S"
 _LOOK_EVERY_S = 5.0
+_HOLD_TOGETHER = (PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET)
 
 _log = logging.getLogger("cola_dist.runtime")
 
@@ -41,6 +43,15 @@ def connect(cpus: float, debug: bool) -> None:
         log_to_driver=debug,
         logging_level=logging_level,
     )
+
+
+def lost_processes() -> list[str]:
+    """Those of the processes that hold a cluster together which this one started and which have ended; none of a cluster that it joined.
+
+    Ray says nothing, or only after a minute, and may end the process that asks for anything else.
+    """
+    node = ray._private.worker._global_node
+    return [name for name, _ in node.dead_processes() if name in _HOLD_TOGETHER] if node is not None else []
 
 
 def make_room(bundles: Sequence[Mapping[str, float]]) -> None:

@@ -7,6 +7,7 @@ a UserError; a missing file is a FileNotFoundError that names its URI; what the 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from cola_dist.errors import UserError
 from cola_dist.s3 import client, objects
 from cola_dist.s3.address import place, split
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _EMBEDDED = Path(__file__).parent / "embedded"
 
 
@@ -89,7 +91,7 @@ def read_bytes(uri: str, start: int = 0, length: int | None = None) -> bytes:
     """The whole file, or ``length`` bytes from byte ``start``; fewer where the file ends before. Raises FileNotFoundError."""
     path = local_path(uri)
     if path is not None:
-        with _local_errors(uri), path.open("rb") as file:
+        with local_errors(uri), path.open("rb") as file:
             file.seek(start)
             # Python makes room for all that is asked for, and what asks may be a damaged file's number.
             return file.read(-1 if length is None else min(length, os.fstat(file.fileno()).st_size))
@@ -115,7 +117,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     if path is None:
         objects.write(place(uri), data)
         return
-    with _local_errors(uri), _replacing(path) as part:
+    with local_errors(uri), _replacing(path) as part:
         part.write_bytes(data)
 
 
@@ -125,14 +127,14 @@ def upload_file(path: str | Path, uri: str) -> None:
     if target is None:
         objects.upload(Path(path), place(uri))
         return
-    with _local_errors(uri), _replacing(target) as part:
+    with local_errors(uri), _replacing(target) as part:
         shutil.copyfile(path, part)
 
 
 def download_file(uri: str, path: str | Path) -> None:
     """Copy ``uri`` to a local file, atomically. Raises FileNotFoundError."""
     source = local_path(uri)
-    with _local_errors(uri), _replacing(Path(path)) as part:
+    with local_errors(uri), _replacing(Path(path)) as part:
         if source is not None:
             shutil.copyfile(source, part)
         else:
@@ -143,7 +145,7 @@ def size(uri: str) -> int:
     """Bytes of a file. Raises FileNotFoundError."""
     path = local_path(uri)
     if path is not None:
-        with _local_errors(uri):
+        with local_errors(uri):
             return path.stat().st_size
     return objects.size(place(uri))
 
@@ -152,7 +154,7 @@ def modified(uri: str) -> float:
     """When a file was written last, in seconds since 1970 by the clock of where it lies. Raises FileNotFoundError."""
     path = local_path(uri)
     if path is not None:
-        with _local_errors(uri):
+        with local_errors(uri):
             return path.stat().st_mtime
     return objects.modified(place(uri))
 
@@ -190,7 +192,7 @@ def delete(uri: str) -> None:
     """Remove a file or everything below a folder; nothing happens when there is none."""
     path = local_path(uri)
     if path is not None:
-        with _local_errors(uri):
+        with local_errors(uri):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -220,7 +222,8 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _local_errors(uri: str) -> Iterator[None]:
+def local_errors(uri: str) -> Iterator[None]:
+    """While entered, what this machine's file system says of ``uri`` is raised as all of this module's errors are."""
     try:
         yield
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -229,3 +232,9 @@ def _local_errors(uri: str) -> Iterator[None]:
         raise UserError(f"{uri}: permission denied; check who owns {error.filename}") from error
     except (NotADirectoryError, FileExistsError) as error:
         raise UserError(f"{uri}: {error.filename} is a file where a folder is needed") from error
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise UserError(
+            f"{uri}: cannot be written ({error.strerror}): make room there or raise the quota, then go on (a training run with --resume)"
+        ) from error

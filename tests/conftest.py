@@ -12,6 +12,8 @@ import hypothesis
 import pytest
 import torch
 
+from tests.outcomes import Outcomes
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Several processes share the cores.
     torch.set_num_threads(1)
@@ -28,6 +30,32 @@ def no_test_takes_priority() -> Iterator[None]:
     before = policy(0)
     yield
     assert policy(0) == before
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start Ray come first, or the last of several processes would be left with a long one."""
+    slow = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+OUTCOMES = pytest.StashKey[Outcomes]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[OUTCOMES] = Outcomes()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    found = config.stash[OUTCOMES]
+    if found.rows:
+        terminalreporter.write_sep("=", "faults and outcomes")
+        terminalreporter.write_line(found.table())
+
+
+@pytest.fixture(scope="session")
+def outcomes(request: pytest.FixtureRequest) -> Outcomes:
+    """Where a test says what came of a fault."""
+    return request.config.stash[OUTCOMES]
 
 
 @dataclass(frozen=True)

@@ -238,6 +238,7 @@ PROBLEMS: list[tuple[str, dict[str, Any]]] = [
     ("optim: beta1, beta2 and ema_decay", {"optim": {"ema_decay": 1.0}}),
     ("optim: weight_decay", {"optim": {"clip_norm": 0.0}}),
     ("train: cpus_per_worker", {"train": {"max_restarts": -1}}),
+    ("train: cpus_per_worker", {"train": {"collective_timeout_s": 0.0}}),
     ("train.checkpoint_every must be at least 1", {"train": {"checkpoint_every": 0}}),
     ("train.keep_checkpoints must be at least 1", {"train": {"keep_checkpoints": 0}}),
     ("train.max_nonfinite must be at least 1", {"train": {"max_nonfinite": 0}}),

@@ -151,11 +151,14 @@ class TrainConfig:
     """Newest checkpoints kept."""
     max_restarts: int = 3
     """How often a lost worker is replaced before the run ends."""
+    collective_timeout_s: float = 1800.0
+    """Seconds that workers wait for one of them before the group counts as hung and is started anew. Longer than anything takes that one worker does
+    alone: a rollout, an export, a checkpoint's commit. One that gives no sign of life counts as hung after 600 s, or sooner if this is less."""
     budget_seconds: float = 0.0
     """Accelerator time of all workers together after which the last phase ends, whatever its steps: seconds inside training steps (on CPU: of
     processor time). Looks at held-out clips and checkpoints do not count. 0 = no limit."""
     max_nonfinite: int = 3
-    """Steps in a row with a non-finite loss or gradient norm after which the run ends."""
+    """Steps in a row with a non-finite loss or gradient norm after which the run ends. None of them changes weights, moments or codebook."""
 
     @property
     def least_workers(self) -> int:

@@ -23,7 +23,7 @@ class Board:
         self._stop = False
         self._saves = 0
         self._workers = 0
-        self._user_error = ""
+        self._user_error = self._broken = ""
         self._notes: list[str] = []
         self._moved = asyncio.Event()
 
@@ -85,6 +85,14 @@ class Board:
     async def user_error(self) -> str:
         """Why a worker refused to go on; empty while none did."""
         return self._user_error
+
+    async def give_up(self, reason: str) -> None:
+        """Worker groups broke down, and there will be no other."""
+        self._broken = reason
+
+    async def broken(self) -> str:
+        """Why the run was given up; empty while it was not."""
+        return self._broken
 
 
 def create_board(workers: int, name: str = "") -> Any:

@@ -12,6 +12,8 @@ import errno
 import hashlib
 import json
 import math
+import os
+import re
 import tempfile
 import threading
 import time
@@ -193,7 +195,8 @@ class CheckpointWriter:
             name = f"rank-{self._rank:05d}.safetensors"
             with tempfile.TemporaryDirectory(prefix="cola-checkpoint-") as folder:
                 path = Path(folder) / name
-                save_file(tensors, path)
+                with storage.local_errors(str(path)):
+                    _save_file(tensors, path)
                 sha256 = _sha256(path)
                 storage.upload_file(str(path), storage.join(uri, name))
                 part = {"file": name, "sha256": sha256, "bytes": path.stat().st_size}
@@ -228,6 +231,18 @@ def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises ``OSError`` for what the system says, which the library puts into a text."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _sha256(path: Path) -> str:

@@ -10,11 +10,13 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 
 from cola_dist.config import OptimConfig, TrainConfig
 from cola_dist.methods.base import Clips, Method, StepOutput
@@ -44,11 +46,13 @@ class Fragment:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step on this rank. ``applied`` is false where a non-finite loss or gradient kept the optimizer from moving."""
+    """One optimizer step on this rank. ``applied`` is false where a non-finite loss or gradient, on any rank, left everything as it was."""
 
     metrics: dict[str, Tensor]
     grad_norm: float
     applied: bool
+    finite: list[bool]
+    """Of each micro-batch whether its loss was; empty for a step that was applied, which nobody need ask."""
 
 
 class _GuardedAdamW(torch.optim.AdamW):
@@ -117,6 +121,9 @@ class Engine:
         self.micro_batch = micro
         self._create_moments()
         self.fragments = list(self._find_fragments())
+        for group in distributed_c10d._world.pg_map:
+            # DeepSpeed makes groups of its own, and gives them torch's default.
+            distributed_c10d._set_pg_timeout(timedelta(seconds=train.collective_timeout_s), group)
 
     def step(self, batches: Sequence[Clips], step: int, lr: Mapping[str, float]) -> StepResult:
         """Forward, backward and one optimizer step over this rank's micro-batches (each ``uint8 [b, T, 3, H, W]``)."""
@@ -124,17 +131,25 @@ class Engine:
             group["lr"] = lr[group["role"]]
         metrics: dict[str, Tensor] = {}
         norm: Any = 0.0
+        # A forward pass writes them too: codes are placed on what it sees.
+        buffers = [(buffer, buffer.clone()) for buffer in self.method.buffers()]
+        finite = []
         for clips in batches:
             output: StepOutput = self._deepspeed(clips.to(self.device), step)
             # A non-finite loss becomes non-finite in every gradient, so that all ranks see it in the norm and none moves.
-            poison = torch.where(torch.isfinite(output.loss.detach()), 1.0, torch.nan)
-            self._deepspeed.backward(output.loss * poison)
+            finite.append(torch.isfinite(output.loss.detach()))
+            self._deepspeed.backward(output.loss * torch.where(finite[-1], 1.0, torch.nan))
             norm = _norm(self.method) if self.stage == 0 else norm
             self._deepspeed.step()
             for name, value in output.metrics.items():
                 metrics[name] = metrics.get(name, torch.zeros((), device=self.device)) + value.detach() / len(batches)
         norm = norm if self.stage == 0 else self._deepspeed.get_global_grad_norm()
-        return StepResult(metrics, float(norm), applied=not self._optimizer.overflow)
+        if not self._optimizer.overflow:
+            return StepResult(metrics, float(norm), True, [])
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        return StepResult(metrics, float(norm), False, [bool(one) for one in finite])
 
     def close(self) -> None:
         """Free DeepSpeed's buffers and hooks. The method must not be used afterwards."""

@@ -140,6 +140,7 @@ def summary(result: Mapping[str, Any], wall_seconds: float) -> dict[str, Any]:
     start, final = evaluations.get("start", {}), _final(evaluations)
     line = {k: result[k] for k in ("run_id", "status", "steps", "checkpoint", "export", "clips_per_s", "mlflow_run")}
     line |= {"error": result["error"]} if result["error"] else {}
+    line |= {"left_out": record["left_out"]} if record["left_out"] else {}
     line["wall_seconds"] = round(wall_seconds, 1)
     for name, role, moment in (
         ("world_hash_start", "world", "warmup_start"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import signal
 import tempfile
@@ -17,6 +19,7 @@ import ray
 import ray.data
 import ray.train
 import ray.train.torch
+from ray.exceptions import RayError
 
 from cola_dist import logs, runtime, storage
 from cola_dist.config import RunConfig, TrainConfig, group_sizes
@@ -24,7 +27,7 @@ from cola_dist.data import stream
 from cola_dist.data.labels import labels_of
 from cola_dist.data.latents import ENCODER_CPUS
 from cola_dist.data.stream import Batch, ClipReader, StreamPlan
-from cola_dist.errors import UserError
+from cola_dist.errors import RunError, UserError
 from cola_dist.redact import redact
 from cola_dist.train.board import create_board
 from cola_dist.train.elastic import ElasticTrainer, SavedResize, leaving
@@ -34,12 +37,16 @@ from cola_dist.train.job import write_config
 from cola_dist.train.loop import plan_stream
 from cola_dist.train.meters import Meters, NullMeters, RayMeters
 from cola_dist.train.progress import ProgressView
+from cola_dist.train.restarts import Restarts, kept
 from cola_dist.train.session import deliver_waiting, identity, run_worker
 from cola_dist.train.shelf import DamagedCheckpoint
 from cola_dist.train.worker import Wish
 
+_log = logging.getLogger("cola_dist.train")
 _REPORT_EVERY_S = 0.3
 _READERS_AT_LEAST = 1
+_NO_SIGN_OF_LIFE_S = 600.0
+"""Ray Train's own limit for a worker that does not answer."""
 _ROUNDING = 1e-6
 """Shares of CPUs do not add up exactly."""
 
@@ -84,6 +91,11 @@ class RayWorker:
             self._answer, self._asked_at = self._board.show.remote(dict(progress)), now
         return "stop" if self._stop else "save" if save else "go on"
 
+    def tell(self, line: str) -> None:
+        """Write the line to the worker's log, and on the board for the driver to show."""
+        _log.warning("%s", line)
+        self._board.note.remote(redact(line))
+
 
 @dataclass(frozen=True)
 class Place:
@@ -101,19 +113,22 @@ def launch(config: RunConfig, run_uri: str, debug: bool = False, parent: str | N
     """Train ``config`` in the folder ``run_uri`` (continuing what is there) and return the result that rank 0 wrote.
 
     ``parent`` is the identity of the MLflow run that this one is shown inside of.
-    Raises ``UserError`` for what the user must mend, and whatever ended the run otherwise. SIGTERM and Ctrl-C make the run write a
-    checkpoint and end as ``interrupted``.
+    Raises ``UserError`` for what the user must mend, ``RunError`` where workers or cluster were lost for good, and whatever ended the run otherwise.
+    SIGTERM and Ctrl-C make the run write a checkpoint and end as ``interrupted``.
     """
     logs.bind(run=identity(run_uri, parent))
     reader = prepare(config, run_uri)
     connect(config, debug)
     training = Training(config, run_uri, reader, Place(parent=parent))
-    with Interrupt(training.ask_to_stop), ProgressView(config) as view:
-        while training.running(0.5):
-            view.update(training.progress())
+    try:
+        with Interrupt(training.ask_to_stop), ProgressView(config) as view:
+            while training.running(0.5):
+                view.update(training.progress())
+                view.note(training.notes())
             view.note(training.notes())
-        view.note(training.notes())
-    result = training.result()
+        result = training.result()
+    except RayError as error:
+        raise RunError(f"the cluster broke down under the run ({type(error).__name__}): {kept(run_uri)}") from error
     deliver_waiting(config)
     return result
 
@@ -129,8 +144,13 @@ class Training:
         self._fit = _Fit(_trainer(config, run_uri, self._board, reader, place))
 
     def running(self, seconds: float) -> bool:
-        """Whether the run still goes on after ``seconds``; returns as soon as it has ended. A node that is about to go has it saved."""
+        """Whether the run still goes on after ``seconds``; returns as soon as it has ended. A node that is about to go has it saved.
+
+        Raises ``RunError`` where this machine's cluster broke down.
+        """
         self._fit.join(seconds)
+        if lost := runtime.lost_processes():
+            raise RunError(f"this machine's Ray broke down under the run ({', '.join(lost)} ended): {kept(self._run_uri)}")
         if (nodes := leaving()) - self._leaving:
             self._board.ask_to_save.remote()
         self._leaving = nodes
@@ -155,6 +175,9 @@ class Training:
         refused = ray.get(self._board.user_error.remote())
         if refused:
             raise UserError(refused)
+        broken = ray.get(self._board.broken.remote())
+        if broken:
+            raise RunError(broken)
         self._fit.raise_error()
         result: dict[str, Any] = storage.read_json(storage.join(self._run_uri, "result.json"))
         return result
@@ -250,6 +273,7 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, pl
     # Readers that took more than the run's share would hold what the workers of the next run wait for.
     limits = None if place.cpus is None else ray.data.ExecutionResources(cpu=free_cpus(train.workers))
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(min(_NO_SIGN_OF_LIFE_S, train.collective_timeout_s))
     trainer: Callable[..., ray.train.torch.TorchTrainer] = ray.train.torch.TorchTrainer
     if elastic:
         free_of_training = demand(config)[0] - train.least_workers * train.cpus_per_worker
@@ -257,7 +281,7 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, pl
     return trainer(
         train_worker,
         scaling_config=_scaling(train, elastic),
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if train.gpus else "gloo"),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if train.gpus else "gloo", timeout_s=math.ceil(train.collective_timeout_s)),
         datasets={"clips": clips},
         dataset_config=ray.train.DataConfig(execution_options=_reading(limits)),
         run_config=ray.train.RunConfig(
@@ -265,7 +289,7 @@ def _trainer(config: RunConfig, run_uri: str, board: Any, reader: ClipReader, pl
             # Ray Train keeps only its own bookkeeping there: checkpoints and results are ours.
             storage_path=str(Path(tempfile.gettempdir()) / "cola-dist" / "ray-train"),
             failure_config=ray.train.FailureConfig(max_failures=train.max_restarts),
-            callbacks=[SavedResize(board, run_uri)] if elastic else [],
+            callbacks=[Restarts(board, run_uri, train.max_restarts), *([SavedResize(board, run_uri)] if elastic else [])],
         ),
     )
 

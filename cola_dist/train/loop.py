@@ -27,6 +27,7 @@ from cola_dist.train.adaptation import measured_by_one
 from cola_dist.train.checkpoint import Checkpoint, CheckpointWriter
 from cola_dist.train.engine import Engine, StepResult
 from cola_dist.train.keeping import newest_whole, open_together
+from cola_dist.train.left_out import LeftOut
 from cola_dist.train.looks import VERDICTS, look_of, track, write_look
 from cola_dist.train.observer import Observer, to_clips
 from cola_dist.train.rates import learning_rates
@@ -90,7 +91,6 @@ class Loop:
         self.tally = Tally(self.reader, config.data.max_bad_share)
         self._durations: deque[float] = deque(maxlen=2000)
         self._waits: deque[float] = deque(maxlen=2000)
-        self._nonfinite = 0
         self._coming: Batch | None = None
         self._waited = 0.0
         self._spent = 0.0
@@ -99,7 +99,9 @@ class Loop:
         self._stop = self._save_now = False
         self._shown: dict[str, Any] = {}
         self.step = 0
-        self.record: dict[str, Any] = {"hashes": {}, "evaluations": {}, "step_seconds": {}, "data_stall_percent": {}, "peak_memory": {}}
+        parts = ("hashes", "evaluations", "step_seconds", "data_stall_percent", "peak_memory")
+        self.record: dict[str, Any] = {part: {} for part in parts} | {"left_out": []}
+        self._left_out = LeftOut(config.train.max_nonfinite, worker, self._control)
 
     def run(self) -> Outcome:
         """Train to the end of the last phase, or until interrupted or broken; always leaves a checkpoint."""
@@ -155,7 +157,7 @@ class Loop:
         return error
 
     def _one_step(self, engine: Engine, phase: Phase, batches: Iterator[Batch]) -> str:
-        began, batch, waited = time.perf_counter(), self._coming, self._waited
+        began, batch = time.perf_counter(), self._coming
         assert batch is not None, "the plan has a batch for every step"
         clips = to_clips(batch)
         rates = learning_rates(self.step, self.steering.course.spans, self.config.optim)
@@ -166,23 +168,18 @@ class Loop:
         self._fetch(batches)
         loss, ids, unreadable = self._agree(result, batch)
         self.stage.after_step(result.applied)
-        self.tally.add(batch, waited, result.metrics)
+        self.tally.add(batch, self._waited, result.metrics)
         if self.worker.rank == 0:
             self.trace.add(TraceLine(self.step, loss, ids))
-        self._nonfinite = 0 if result.applied else self._nonfinite + 1
+        error = self._left_out.see(self.step, result, batch.sample, self.record["left_out"])
         self.step += 1
         logs.bind(step=self.step)
         self._durations.append(time.perf_counter() - began)
-        self._waits.append(waited)
+        self._waits.append(self._waited)
         self._show(phase, loss)
         if self.step % self.config.tracking.log_every == 0:
             self._log(result, rates)
-        if self._nonfinite >= self.config.train.max_nonfinite:
-            return (
-                f"the loss or its gradient was not finite for {self._nonfinite} steps in a row, last at step {self.step - 1}: "
-                "lower the learning rate or look at the clips of these steps"
-            )
-        return self._data_error(self._unreadable) if unreadable else ""
+        return error or (self._data_error(self._unreadable) if unreadable else "")
 
     def _compute(self, engine: Engine, clips: Clips, rates: Mapping[str, float]) -> StepResult:
         try:
@@ -252,6 +249,7 @@ class Loop:
                 "grad_norm": result.grad_norm,
                 "step_seconds": statistics.median(self._durations),
                 "step_applied": float(result.applied),
+                "steps_left_out": float(len(self.record["left_out"])),
             }
             self.tracker.log_metrics({f"train/{k}": v for k, v in metrics.items()}, self.step)
             stall, backlog = metrics["data_stall_percent"] / 100, self.tracker.backlog_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -95,6 +96,19 @@ def _written(entry: Entry) -> float:
     return newest
 
 
+def _now(run_uri: str) -> float:
+    """The time by the clock that says when files of the run were written, which need not be this machine's; 0 where nothing may be written there."""
+    marker = storage.join(run_uri, f"clock-{secrets.token_hex(4)}")
+    try:
+        storage.write_bytes(marker, b"")
+        return storage.modified(marker)
+    except (UserError, OSError):
+        return 0.0
+    finally:
+        with suppress(UserError, OSError):
+            storage.delete(marker)
+
+
 def rows_of(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """What a listing and the manifests say of checkpoints, as plain values."""
     return [
@@ -153,7 +167,7 @@ def clearing(run_uri: str, keep: int, with_damaged: bool) -> list[tuple[Entry, b
     for entry in entries:
         goes, why = False, "whole"
         if not entry.committed:
-            goes, why = _interrupted(entry, whole)
+            goes, why = _interrupted(entry, whole, run_uri)
         elif faults[entry.uri]:
             goes, why = with_damaged and bool(whole), f"damaged ({faults[entry.uri]})"
             why += ", and none is whole" if with_damaged and not goes else ""
@@ -164,9 +178,9 @@ def clearing(run_uri: str, keep: int, with_damaged: bool) -> list[tuple[Entry, b
     return [(entry, *_unless_referred(entry, goes, why, staying)) for entry, goes, why in plan]
 
 
-def _interrupted(entry: Entry, whole: list[Entry]) -> tuple[bool, str]:
+def _interrupted(entry: Entry, whole: list[Entry], run_uri: str) -> tuple[bool, str]:
     # A run writes at steps after the one that it went on from, and gives up a write after a while.
-    old = any(entry.step <= one.step for one in whole) or time.time() - _written(entry) > COMMIT_TIMEOUT_S
+    old = any(entry.step <= one.step for one in whole) or _now(run_uri) - _written(entry) > COMMIT_TIMEOUT_S
     return (True, "interrupted write") if old else (False, "no manifest: may still be being written")
 
 

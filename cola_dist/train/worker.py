@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import torch.distributed as dist
 
 from cola_dist.data.order import rank_positions
 from cola_dist.data.stream import Batch, ClipReader, StreamPlan
+from cola_dist.redact import redact
 from cola_dist.train.hardware import compute_clock
 from cola_dist.train.meters import Meters, NullMeters
 
@@ -37,6 +39,9 @@ class Worker(Protocol):
 
     def report(self, progress: Mapping[str, Any]) -> Wish:
         """Show progress to the user; returns what is asked for. Cheap enough for every step."""
+
+    def tell(self, line: str) -> None:
+        """Tell the user something that stops nothing."""
 
 
 @dataclass
@@ -67,3 +72,7 @@ class LocalWorker:
         if progress.get("verdict_at") == progress.get("step"):
             print({k: round(v, 4) if isinstance(v, float) else v for k, v in progress.items()}, flush=True)
         return "go on"
+
+    def tell(self, line: str) -> None:
+        """Print the line to stderr."""
+        print(redact(line), file=sys.stderr, flush=True)

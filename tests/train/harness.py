@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from cola_dist.config import RunConfig
+from cola_dist.data.stream import Batch, ClipReader, StreamPlan
+from cola_dist.models.autoencoder import PixelAutoencoder
 from cola_dist.recipes import RECIPES
 from cola_dist.settings import apply_overrides
 from cola_dist.train.session import run_worker
@@ -43,36 +47,50 @@ def toy_config(folder: Path, *options: str, recipe: str = "tiny") -> RunConfig:
     return apply_overrides(base, options)
 
 
-class StoppingWorker(LocalWorker):
-    """A worker whose user asks to stop at a step; ``stop_at`` < 0 never."""
+class DisturbedWorker(LocalWorker):
+    """A worker whose user asks to stop at a step, ``stop_at`` < 0 never, and that is given clips which are lost."""
 
     stop_at = -1
+    lost = frozenset[int]()
+
+    def batches(self, reader: ClipReader, plan: StreamPlan) -> Iterator[Batch]:
+        for batch in super().batches(reader, plan):
+            latents = PixelAutoencoder().encode(torch.tensor(batch.video)).numpy() if self.lost else None
+            if latents is not None:
+                latents[[position in self.lost for position in batch.position.tolist()]] = np.nan
+            yield replace(batch, latents=latents)
 
     def report(self, progress: Mapping[str, Any]) -> Wish:
         return "stop" if progress["step"] >= self.stop_at >= 0 else "go on"
 
 
-def run_local(config: RunConfig, run_uri: Path, stop_at: int = -1) -> dict[str, Any]:
-    """Train with ``config.train.workers`` processes; returns rank 0's result."""
+def run_local(config: RunConfig, run_uri: Path, stop_at: int = -1, lost: frozenset[int] = frozenset()) -> dict[str, Any]:
+    """Train with ``config.train.workers`` processes; returns rank 0's result. Clips at the positions ``lost`` have latents that are no numbers."""
     world = config.train.workers
     port = 20000 + os.getpid() % 20000
     if world == 1:
-        return _run(0, config, str(run_uri), stop_at, port)
-    mp.spawn(_run, args=(config, str(run_uri), stop_at, port), nprocs=world)
-    import json
-
+        return _run(0, {str(run_uri): config}, stop_at, lost, port)
+    mp.spawn(_run, args=({str(run_uri): config}, stop_at, lost, port), nprocs=world)
     return json.loads((run_uri / "result.json").read_text())
 
 
-def _run(rank: int, config: RunConfig, run_uri: str, stop_at: int, port: int) -> dict[str, Any]:
-    world = config.train.workers
+def run_in_turn(runs: Mapping[Path, RunConfig]) -> None:
+    """Train one after another in the same processes, which take longer to start than to train. All runs have as many workers as the first."""
+    port = 20000 + os.getpid() % 20000
+    configs = {str(uri): config for uri, config in runs.items()}
+    mp.spawn(_run, args=(configs, -1, frozenset(), port), nprocs=next(iter(runs.values())).train.workers)
+
+
+def _run(rank: int, runs: Mapping[str, RunConfig], stop_at: int, lost: frozenset[int], port: int) -> dict[str, Any]:
+    """Returns what the last run gives."""
+    world = next(iter(runs.values())).train.workers
     os.environ["LOCAL_RANK"] = str(rank)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    worker = StoppingWorker(torch.device("cpu"), rank, world)
-    worker.stop_at = stop_at
+    worker = DisturbedWorker(torch.device("cpu"), rank, world)
+    worker.stop_at, worker.lost = stop_at, lost
     try:
-        return run_worker(config, run_uri, worker)
+        return [run_worker(config, run_uri, worker) for run_uri, config in runs.items()][-1]
     finally:
         if world > 1:
             dist.destroy_process_group()

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from mlflow import MlflowClient
 
 from cola_dist.data.shards import open_folder, read_member
 from cola_dist.settings import to_yaml
-from cola_dist.train.shelf import committed
+from cola_dist.train.shelf import MANIFEST, committed
 from tests.toy import FolderWriter, write_folder
 from tests.train.harness import toy_config
 
@@ -105,14 +106,16 @@ class Job:
         self._err.seek(0)
         return Ended(code, self._out.read(), self._err.read())
 
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait until ``condition`` holds while the job runs."""
-        deadline = time.monotonic() + LIMIT_S
+    def wait_until(self, condition: Callable[[], bool]) -> float:
+        """Wait until ``condition`` holds while the job runs. Returns how many seconds that took."""
+        began = time.monotonic()
+        deadline = began + LIMIT_S
         while not condition():
             if self.process.poll() is not None:
                 raise AssertionError(f"the job ended too early: {self.wait()}")
             assert time.monotonic() < deadline, "the job does not get there"
             time.sleep(0.02)
+        return time.monotonic() - began
 
     def workers(self) -> list[psutil.Process]:
         """The job's training processes."""
@@ -130,6 +133,32 @@ class Job:
         workers = self.workers()
         assert workers, "no training process to kill"
         workers[-1].kill()
+
+    def kill_ray(self, name: str) -> None:
+        """SIGKILL the process ``name`` of those that hold the job's cluster together; what is left of the others is ended with the job's block."""
+        self._orphans = self._children()
+        for process in self._orphans:
+            with _gone_is_fine():
+                if process.name() == name:
+                    process.kill()
+
+    def kill_within_a_checkpoint(self, run: Path) -> Path:
+        """SIGKILL all training processes while a checkpoint has files and no manifest; returns its folder."""
+        deadline, workers = time.monotonic() + LIMIT_S, self.workers()
+        while time.monotonic() < deadline:
+            if not unfinished(run):
+                continue
+            for worker in workers:
+                worker.suspend()
+            while any(worker.status() != psutil.STATUS_STOPPED for worker in workers):
+                time.sleep(0.01)
+            if caught := unfinished(run):
+                for worker in workers:
+                    worker.kill()
+                return caught[-1]
+            for worker in workers:
+                worker.resume()
+        raise AssertionError("no checkpoint was met in the midst of its writing")
 
     def kill_alone(self) -> None:
         """SIGKILL the job and none of the processes that it started; what is left of those is ended with the job's block."""
@@ -209,6 +238,32 @@ def steps_by_attempt(run: Path) -> dict[str, list[int]]:
         _, step, attempt = uri.rsplit("/", 1)[-1].split("-")
         found.setdefault(attempt, []).append(int(step))
     return found
+
+
+def unfinished(run: Path) -> list[Path]:
+    """Folders of checkpoints that have no manifest, oldest first."""
+    return [path for path in sorted((run / "checkpoints").glob("step-*")) if not (path / MANIFEST).exists()]
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Whether it has ended; whoever started it need not have noticed."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def errors_of(ended: Ended) -> list[str]:
+    """The lines by which a job tells its user that it failed."""
+    return [line for line in ended.stderr.splitlines() if line.startswith("error:")]
+
+
+def steps_again(run: Path) -> int:
+    """How many steps of the run were made more than once, by what MLflow heard of each."""
+    client = MlflowClient(f"sqlite:///{run.parent}/mlflow.db")
+    (tracked,) = client.search_runs([client.get_experiment_by_name("cola-dist").experiment_id])
+    steps = [point.step for point in client.get_metric_history(tracked.info.run_id, "train/loss")]
+    return len(steps) - len(set(steps))
 
 
 def newest_step(run: Path) -> int:

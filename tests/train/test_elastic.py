@@ -17,10 +17,12 @@ from cola_dist.config import group_sizes
 from cola_dist.errors import UserError
 from cola_dist.train.shelf import committed
 from cola_dist.train.trace import read_trace
+from tests.outcomes import Outcomes
 from tests.train.harness import run_local, toy_config
-from tests.train.jobs import job, newest_step, wait_for_run, write_config
+from tests.train.jobs import job, newest_step, steps_again, wait_for_run, write_config
 
 STEPS, EVERY = 600, 50
+ROUNDED = "recovered: same clips, losses within the rounding of sums"
 OPTIONS = ("--warmup.steps", "50", "--joint.steps", str(STEPS - 50), "--train.checkpoint-every", str(EVERY), "--diagnostics.every", "300")
 ELASTIC = ("--train.min-workers", "1", "--train.resize-every-s", "2", "--train.cpus-per-worker", "0.75")
 
@@ -83,7 +85,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.ray
 @pytest.mark.fault
 @pytest.mark.long
-def test_losing_and_gaining_a_node_goes_on_with_the_same_clips_and_losses(undisturbed: Path) -> None:
+def test_losing_and_gaining_a_node_goes_on_with_the_same_clips_and_losses(undisturbed: Path, outcomes: Outcomes) -> None:
     config = write_config(undisturbed, *OPTIONS, *ELASTIC)
     with nodes() as cluster:
         lost = cluster.add_node(num_cpus=1)
@@ -91,7 +93,7 @@ def test_losing_and_gaining_a_node_goes_on_with_the_same_clips_and_losses(undist
             run = wait_for_run(running, undisturbed / config.stem.replace("config", "runs"))
             running.wait_until(lambda: newest_step(run) >= 2 * EVERY)
             cluster.remove_node(lost, allow_graceful=False)
-            running.wait_until(lambda: list(checkpoints(run).values())[-1] == 1)
+            seconds = running.wait_until(lambda: list(checkpoints(run).values())[-1] == 1)
             cluster.add_node(num_cpus=1)
             running.wait_until(lambda: list(checkpoints(run).values())[-1] == 2)
             result = running.wait().result
@@ -102,12 +104,13 @@ def test_losing_and_gaining_a_node_goes_on_with_the_same_clips_and_losses(undist
     assert changes == [2, 1, 2]
     assert [step for step in written if step % EVERY], "what was trained before the group grew was saved first"
     agree(run, undisturbed / "undisturbed")
+    outcomes.add("a node is lost (raylet), later another comes", "elastic, 2 to 1 to 2 workers", ROUNDED, steps_again(run), seconds)
 
 
 @pytest.mark.ray
 @pytest.mark.fault
 @pytest.mark.long
-def test_a_node_that_is_told_to_go_has_its_run_saved_first(undisturbed: Path) -> None:
+def test_a_node_that_is_told_to_go_has_its_run_saved_first(undisturbed: Path, outcomes: Outcomes) -> None:
     config = write_config(undisturbed, *OPTIONS, *ELASTIC, "--train.checkpoint-every", str(STEPS))
     with nodes() as cluster:
         leaving = cluster.add_node(num_cpus=1)
@@ -123,6 +126,7 @@ def test_a_node_that_is_told_to_go_has_its_run_saved_first(undisturbed: Path) ->
     assert saved < STEPS
     assert checkpoints(run)[STEPS] == 1
     agree(run, undisturbed / "undisturbed")
+    outcomes.add("a node is told to go, and goes", "elastic, 2 to 1 workers", ROUNDED, steps_again(run), None)
 
 
 def notice(cluster: Any, node: str) -> None:

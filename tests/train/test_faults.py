@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from cola_dist.train.shelf import committed
 from cola_dist.train.trace import read_trace
 from tests.conftest import Undisturbed
+from tests.outcomes import RECOVERED, Outcomes
 from tests.train.jobs import (
     JOINT,
     WARMUP,
@@ -20,6 +21,7 @@ from tests.train.jobs import (
     job,
     newest_step,
     run_job,
+    steps_again,
     steps_by_attempt,
     wait_for_run,
     write_config,
@@ -38,22 +40,25 @@ def hashes(run: Path) -> dict[str, Any]:
     return record["hashes"]
 
 
-def test_lost_workers_in_both_phases_change_nothing(undisturbed: Undisturbed) -> None:
+def test_lost_workers_in_both_phases_change_nothing(undisturbed: Undisturbed, outcomes: Outcomes) -> None:
     config = write_config(undisturbed.folder, *SETTINGS)
     with job("--config", config) as running:
         run = wait_for_run(running, undisturbed.folder / config.stem.replace("config", "runs"))
-        for struck_at in (SETTLED, WARMUP + SETTLED):
+        for groups, struck_at in enumerate((SETTLED, WARMUP + SETTLED), start=1):
             running.wait_until(lambda step=struck_at: newest_step(run) >= step)
             running.kill_a_worker()
+            seconds = running.wait_until(lambda groups=groups: len(steps_by_attempt(run)) > groups)
         result = running.wait().result
     first, second, third = steps_by_attempt(run).values()
     assert first[-1] < WARMUP < second[-1] < third[-1] == WARMUP + JOINT, "one worker was lost in each phase"
     assert result["status"] == "finished"
     assert read_trace(str(run)) == read_trace(str(undisturbed.run))
     assert hashes(run) == hashes(undisturbed.run)
+    outcomes.add("SIGKILL of a worker", "once in each phase", RECOVERED, steps_again(run), seconds)
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_when_a_worker_is_lost(undisturbed: Undisturbed) -> None:
+@pytest.mark.long
+def test_a_damaged_newest_checkpoint_is_passed_over_when_a_worker_is_lost(undisturbed: Undisturbed, outcomes: Outcomes) -> None:
     config = write_config(undisturbed.folder, *SETTINGS)
     with job("--config", config) as running:
         run = wait_for_run(running, undisturbed.folder / config.stem.replace("config", "runs"))
@@ -71,9 +76,11 @@ def test_a_damaged_newest_checkpoint_is_passed_over_when_a_worker_is_lost(undist
     assert whole.exists(), "nobody but a person removes it"
     assert read_trace(str(run)) == read_trace(str(undisturbed.run))
     assert hashes(run) == hashes(undisturbed.run)
+    outcomes.add("the newest checkpoint is damaged", "as a worker is lost", RECOVERED, steps_again(run), None)
 
 
-def test_killed_and_interrupted_jobs_resume_to_the_same_losses(undisturbed: Undisturbed) -> None:
+@pytest.mark.long
+def test_killed_and_interrupted_jobs_resume_to_the_same_losses(undisturbed: Undisturbed, outcomes: Outcomes) -> None:
     config = write_config(undisturbed.folder, *SETTINGS)
     with job("--config", config) as running:
         run = wait_for_run(running, undisturbed.folder / config.stem.replace("config", "runs"))
@@ -97,3 +104,10 @@ def test_killed_and_interrupted_jobs_resume_to_the_same_losses(undisturbed: Undi
     (tracked,) = client.search_runs([client.get_experiment_by_name("cola-dist").experiment_id])
     assert (tracked.info.run_id, tracked.info.status) == (result["mlflow_run"], "FINISHED")
     assert {point.step for point in client.get_metric_history(tracked.info.run_id, "train/loss")} == set(range(1, WARMUP + JOINT + 1))
+    outcomes.add(
+        "SIGKILL of the job and all its processes; SIGTERM to the job",
+        "in warm-up; in joint",
+        RECOVERED,
+        steps_again(run),
+        None,
+    )

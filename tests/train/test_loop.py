@@ -18,7 +18,7 @@ from cola_dist.train.checkpoint import Checkpoint
 from cola_dist.train.observer import to_clips
 from cola_dist.train.shelf import committed, latest
 from cola_dist.train.trace import read_trace
-from tests.train.harness import run_local, toy_config
+from tests.train.harness import run_in_turn, run_local, toy_config
 
 
 def losses(run: Path) -> list[float]:
@@ -45,10 +45,9 @@ def plain(toys: Path) -> Path:
 @pytest.fixture(scope="module")
 def stages(toys: Path) -> dict[int, Path]:
     """The same run on two workers at each ZeRO stage."""
-    runs = {}
-    for stage in (0, 1, 2, 3):
-        runs[stage] = toys / "runs" / f"stage{stage}"
-        run_local(toy_config(toys, "--train.workers", "2", "--train.zero-stage", str(stage), "--optim.ema-decay", "0.5"), runs[stage])
+    runs = {stage: toys / "runs" / f"stage{stage}" for stage in (0, 1, 2, 3)}
+    options = ("--train.workers", "2", "--optim.ema-decay", "0.5")
+    run_in_turn({run: toy_config(toys, *options, "--train.zero-stage", str(stage)) for stage, run in runs.items()})
     return runs
 
 

@@ -14,6 +14,7 @@ from cola_dist.config import RunConfig
 from cola_dist.data.stream import open_reader
 from cola_dist.settings import from_yaml, to_yaml
 from cola_dist.train.trace import digest, read_trace
+from tests.outcomes import Outcomes
 from tests.s3 import S3, serve
 from tests.train.harness import toy_config
 from tests.train.jobs import job, newest_step, run_job, wait_for_run
@@ -54,7 +55,7 @@ def environment(server: S3, patience_s: float) -> dict[str, str]:
     return server.environment | {"COLA_STORAGE_PATIENCE_S": str(patience_s)}
 
 
-def test_twenty_seconds_without_storage_change_nothing(server: S3, tmp_path: Path) -> None:
+def test_twenty_seconds_without_storage_change_nothing(server: S3, tmp_path: Path, outcomes: Outcomes) -> None:
     config = write_config(server, tmp_path)
     with job("--config", config, environment=environment(server, 60)) as running:
         run = wait_for_run(running, tmp_path)
@@ -63,19 +64,24 @@ def test_twenty_seconds_without_storage_change_nothing(server: S3, tmp_path: Pat
         time.sleep(20)
         before = newest_step(run)
         server.start()
+        seconds = running.wait_until(lambda: newest_step(run) > before)
         result = running.wait().result
     assert before < STEPS, "without storage the run had to wait"
     assert (result["status"], result["steps"]) == ("finished", 2 * STEPS)
     assert [line.ids for line in read_trace(str(run))] == planned(server, config)
+    outcomes.add("object storage away for 20 s", "in warm-up", "recovered: same clips", 0, 20 + seconds)
 
 
-def test_storage_gone_for_good_is_one_error_and_a_checkpoint(server: S3, tmp_path: Path) -> None:
+@pytest.mark.long
+def test_storage_gone_for_good_is_one_error_and_a_checkpoint(server: S3, tmp_path: Path, outcomes: Outcomes) -> None:
     config = write_config(server, tmp_path)
     with job("--config", config, environment=environment(server, 4)) as running:
         run = wait_for_run(running, tmp_path)
         running.wait_until(lambda: newest_step(run) >= 20)
         server.kill()
+        gone = time.monotonic()
         ended = running.wait()
+    seconds = time.monotonic() - gone
     server.start()
     assert ended.code == 1
     errors = [line for line in ended.stderr.splitlines() if "error" in line.lower()]
@@ -88,3 +94,4 @@ def test_storage_gone_for_good_is_one_error_and_a_checkpoint(server: S3, tmp_pat
     resumed = run_job("--resume", run, environment=environment(server, 60)).result
     assert (resumed["status"], resumed["steps"]) == ("finished", 2 * STEPS)
     assert [line.ids for line in read_trace(str(run))] == planned(server, config)
+    outcomes.add("object storage gone for good", "in warm-up", "one error, loadable checkpoint; resumed with the same clips", 0, seconds)
