@@ -12,7 +12,7 @@ demo: $(VENV)/.runtime
 	$(RUN) jobs/cotrain.py tiny
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest -m "not long" --numprocesses 2 --dist loadfile
+	$(RUN) -m pytest -m "not long" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 faults: $(VENV)/.dev
 	$(RUN) -m pytest -m "fault or long"

@@ -26,7 +26,10 @@ class Chain:
         """How long each step took, when it was run."""
 
     def step(self, name: str, *options: str, of: str = "") -> dict[str, Any]:
-        """What the job ``of`` (``name``, if not given) said in its last line, if need be after running it. Raises ``UserError`` where it fails."""
+        """What the job ``of`` (``name``, if not given) said in its last line, if need be after running it.
+
+        Raises ``UserError`` where it fails, and where it was run with other options before.
+        """
         kept = storage.join(self._output, "steps", f"{name}.json")
         if not storage.exists(kept):
             began = time.monotonic()
@@ -34,8 +37,13 @@ class Chain:
             if not said or said.get("status", "done") not in _DONE:
                 remedy = f"mend that and give the same command; what is done is kept in {self._output}"
                 raise UserError(f"{name} did not finish (above it says why): {remedy}")
-            storage.write_bytes(kept, json.dumps({"said": said, "seconds": round(time.monotonic() - began, 1)}).encode())
+            storage.write_bytes(
+                kept, json.dumps({"options": options, "said": said, "seconds": round(time.monotonic() - began, 1)}).encode()
+            )
         found = storage.read_json(kept)
+        if found["options"] != list(options):
+            before = redact(shlex.join(found["options"]))
+            raise UserError(f"{kept}: {name} was run with other options ({before}): give those, or another --output for new ones")
         self.seconds[name] = found["seconds"]
         return dict(found["said"])
 

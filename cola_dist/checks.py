@@ -125,6 +125,11 @@ def _latent_problems(c: RunConfig) -> Iterator[str]:
         yield f"autoencoder.pretrained is {c.autoencoder.pretrained}, but autoencoder.kind pixels has no weights: set the kind as well"
     if c.autoencoder.images_at_once < 1:
         yield f"autoencoder.images_at_once is {c.autoencoder.images_at_once}: it must be at least 1"
+    tile, step = c.autoencoder.tile, 4 * latents.shrinks
+    if tile and not latents.tiles:
+        yield f"autoencoder.tile is {tile}: kind {c.autoencoder.kind} has no tiles, set it to 0 (fewer images_at_once take less memory too)"
+    elif tile < 0 or tile % step:
+        yield f"autoencoder.tile is {tile}: it must be 0 or a multiple of {step}: nearest is {max(step, round(tile / step) * step)}"
     lengths = range(1 + latents.stride, (latents.most_frames or c.data.frames + latents.stride) + 1, latents.stride)
     if c.data.frames >= 2 and c.data.frames not in lengths:
         nearest = min(lengths, key=lambda length: abs(length - c.data.frames))
@@ -141,6 +146,8 @@ def _latent_problems(c: RunConfig) -> Iterator[str]:
         yield f"world.patch is {c.world.patch}: kind svd halves its places three times, set it to 8"
     if c.world.kind == "wan" and (c.world.mlp_width < 1 or c.world.text_width < 0):
         yield "world.mlp_width must be at least 1, world.text_width not negative"
+    if c.world.null_prompt is not None and not (c.world.kind == "wan" and c.world.text_width > 0):
+        yield f"world.null_prompt is {c.world.null_prompt}: only kind wan with world.text_width above 0 takes a prompt, leave it out"
 
 
 def _bottleneck_problems(b: BottleneckConfig) -> Iterator[str]:
@@ -167,6 +174,8 @@ def _training_problems(c: RunConfig) -> Iterator[str]:
             f"train.min_workers is {c.train.min_workers}: give a number up to train.workers ({c.train.workers}) that divides optim.global_batch "
             f"({c.optim.global_batch}) into whole micro-batches, or 0 for always as many"
         )
+    if c.train.checkpointing_keeps != "inputs" and not c.train.activation_checkpointing:
+        yield f"train.checkpointing_keeps is {c.train.checkpointing_keeps}: nothing is checkpointed without --train.activation-checkpointing True"
     if not (0 <= c.optim.beta1 < 1 and 0 <= c.optim.beta2 < 1 and 0 <= c.optim.ema_decay < 1):
         yield "optim: beta1, beta2 and ema_decay must be in [0, 1)"
     if c.optim.weight_decay < 0 or c.optim.clip_norm <= 0 or c.optim.lr_warmup_steps < 0:

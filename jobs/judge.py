@@ -1,6 +1,6 @@
 """Judge a finished run by all there is, in one go: held-out clips, probe, atlas, real actions by share of episodes, plans; and make a page of it.
 
-    python jobs/judge.py RUN [--output DIR] [--robot FOLDER] [--shares S S ...] [--episodes N]
+    python jobs/judge.py RUN [--beside RUN ...] [--output DIR] [--robot FOLDER] [--shares S S ...] [--episodes N]
 
 RUN is the folder of a finished run of jobs/cotrain.py, a path or s3:// URI. It calls other jobs as a user would, and says how. Stopped, the same
 command goes on with the step it stood at. The last line on stdout is a JSON object.
@@ -31,6 +31,8 @@ class Judge:
     run: tyro.conf.Positional[str]
     output: str = ""
     """Folder for all that is made; empty = RUN/judged."""
+    beside: tuple[str, ...] = ()
+    """Other finished runs, such as a two-stage one, that are adapted to the square and plan there like RUN."""
     robot: str = "embedded:robot"
     """Shards with real actions, for the curve over shares of episodes."""
     recipe: str = "tiny-adapt"
@@ -50,7 +52,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     job = tyro.cli(Judge, args=argv, description=__doc__)
     output = storage.absolute(job.output or storage.join(job.run, "judged"))
     square, runs, plans, page = (storage.join(output, name) for name in ("square", "runs", "plans", "report.html"))
-    config = read_run_config(job.run)
+    config, *_ = [read_run_config(run) for run in (job.run, *job.beside)]
     # Adaptations are tracked where the run was.
     tracking = ("--tracking.uri", tracking_uri(config))
     clips = ("--clips", str(job.clips), "--probe-clips", "256", "--output", storage.join(output, "evaluation"), "--workers", "2")
@@ -61,11 +63,13 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     told["square"] = chain.step("square", "simulate", "--domain", "square", "--episodes", "400", "--output", square, of="pack")
     # RUN has not seen the square: its codes say nothing there, and the generator has all of it to learn.
     new = ["--adapt.match-weight", "0", "--adapt.lr-world", "1e-3", "--adapt.lr-conditioning", "2e-3", "--adapt.steps"]
-    told["adapt"] = chain.step(
-        "adapt", job.run, job.recipe, "--data.mixture", square, "1", *new, str(job.square_steps), "--output", runs, *tracking
-    )
+    adapted = []
+    for number, run in enumerate((job.run, *job.beside)):
+        options = (job.recipe, "--data.mixture", square, "1", *new, str(job.square_steps), "--output", runs, *tracking)
+        done = chain.step(f"adapt-{number}", run, *options, of="adapt")
+        adapted.append(storage.join(runs, done["run_id"]))
     size = ["--seeds", "0", "1", "--samples", "50", "--horizon", "6", "--sampler-steps", "2", "--episodes", str(job.episodes)]
-    told["plan"] = chain.step("plan", "--models", storage.join(runs, told["adapt"]["run_id"]), *size, "--output", plans)
+    told["plan"] = chain.step("plan", "--models", *adapted, *size, "--output", plans)
     folders = (told["evaluate"]["output"], told["shares"]["series"], plans)
     told["report"] = chain.step("report", *folders, "--output", page)
     line = {"run": job.run, "output": output, "report": page} | {name: told["evaluate"][name] for name in ("figures", "probe")}

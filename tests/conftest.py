@@ -32,6 +32,12 @@ def no_test_takes_priority() -> Iterator[None]:
     assert policy(0) == before
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start Ray come first, or the last of several processes would be left with a long one."""
+    slow = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 OUTCOMES = pytest.StashKey[Outcomes]()
 
 

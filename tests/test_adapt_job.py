@@ -15,6 +15,7 @@ from tests.train.test_adapt import OPTIONS
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_curve_over_shares_of_the_episodes(tmp_path: Path) -> None:
     run_local(toy_config(tmp_path, "--train.workers=1"), tmp_path / "runs" / "start")
     options = (*OPTIONS, "--train.workers=2", "--data.mixture", str(tmp_path / "robot"), "1", "--output", str(tmp_path / "runs"))

@@ -33,7 +33,7 @@ def test_a_step_says_what_its_job_said_and_is_not_done_again(chain: Chain, tmp_p
     assert f"== python jobs/work.py {count} done 'a b'\na table\n" in out
     assert "given" not in out, "the last line is the caller's to tell"
     again = Chain(str(tmp_path / "out"), tmp_path)
-    assert again.step("one", str(count), "done", "other", of="work") == first
+    assert again.step("one", str(count), "done", "a b", of="work") == first
     assert again.seconds == chain.seconds
     assert count.read_text() == "x"
     assert capfd.readouterr().out == ""
@@ -46,3 +46,9 @@ def test_a_step_that_does_not_finish_is_done_again(chain: Chain, tmp_path: Path,
         chain.step("work", str(count), how)
     assert chain.step("work", str(count), "finished")["status"] == "finished"
     assert count.read_text() == "xx"
+
+
+def test_what_was_done_with_other_options_is_not_taken_for_an_answer(chain: Chain, tmp_path: Path) -> None:
+    chain.step("work", str(tmp_path / "count"), "done", "10")
+    with pytest.raises(UserError, match=r"work was run with other options \(.*count done 10\): give those, or another --output"):
+        chain.step("work", str(tmp_path / "count"), "done", "20")

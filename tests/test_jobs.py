@@ -173,6 +173,7 @@ def test_ray_job_submit_runs_the_same_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_too_many_unreadable_clips_end_the_run(undisturbed: Undisturbed) -> None:
     config = write_config(undisturbed.folder, "--data.max-bad-share", "0.05")
     ended = run_job("--config", config)

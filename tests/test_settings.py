@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cola_dist.checks import check
 from cola_dist.config import BottleneckConfig, RunConfig
 from cola_dist.errors import UserError
-from cola_dist.recipes import RECIPES, small, tiny, tiny_pretrain
+from cola_dist.recipes import RECIPES, small, tiny, tiny_pretrain, wan
 from cola_dist.settings import Job, apply_overrides, differences, from_yaml, parse_job, to_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -195,6 +195,9 @@ PROBLEMS: list[tuple[str, dict[str, Any]]] = [
     ("lam.width 64 is not divisible by lam.heads 3", {"lam": {"heads": 3}}),
     ("conditioning.width 64 is not divisible by conditioning.heads 5", {"conditioning": {"heads": 5}}),
     ("world.width 64 is not divisible by world.heads 7", {"world": {"heads": 7}}),
+    ("world.null_prompt is p.safetensors: only kind wan with world.text_width above 0", {"world": {"null_prompt": "p.safetensors"}}),
+    ("autoencoder.tile is 64: kind pixels has no tiles, set it to 0", {"autoencoder": {"tile": 64}}),
+    ("train.checkpointing_keeps is products: nothing is checkpointed without", {"train": {"checkpointing_keeps": "products"}}),
     ("world: width, heads and depth must be at least 1", {"world": {"heads": 0}}),
     ("data.resolution 32 is not divisible by lam.patch 5", {"lam": {"patch": 5}}),
     ("data.resolution 32 is not divisible by world.patch 0 x 1 pixels a place", {"world": {"patch": 0}}),
@@ -265,6 +268,15 @@ def test_each_problem_is_found_alone(complaint: str, sections: dict[str, Any]) -
 def test_pretraining_is_one_phase_on_the_generator(sections: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="pretraining has one phase on the generator"):
         check(changed(tiny_pretrain(), **sections))
+
+
+@pytest.mark.parametrize(("tile", "nearest"), [(-1, 32), (40, 32), (250, 256)])
+def test_tiles_are_whole_latents_and_overlap_in_whole_latents(tile: int, nearest: int) -> None:
+    config = wan()
+    config = replace(config, data=replace(config.data, mixture={"a": 1.0}), autoencoder=replace(config.autoencoder, tile=tile))
+    with pytest.raises(UserError, match=f"autoencoder.tile is {tile}: it must be 0 or a multiple of 32: nearest is {nearest}"):
+        check(config)
+    check(replace(config, autoencoder=replace(config.autoencoder, tile=nearest)))
 
 
 def test_problems_are_reported_together() -> None:

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from cola_dist import tracking
 from cola_dist.tracking import NullTracker, RunTracker, Tracker, deliver, run_id, waiting
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 CHILD = """
 import sys, time
 from pathlib import Path

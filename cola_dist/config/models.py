@@ -94,12 +94,14 @@ class LatentShape:
     """Pixels of a side per place of a latent frame."""
     most_frames: int = 0
     """Longest clip; 0 = any."""
+    tiles: bool = False
+    """Whether frames may pass in tiles."""
 
 
 AUTOENCODERS: Mapping[str, LatentShape] = {
     "pixels": LatentShape(3, 1, 1),
-    "opensora": LatentShape(4, 4, 8, most_frames=17),
-    "wan": LatentShape(16, 4, 8),
+    "opensora": LatentShape(4, 4, 8, most_frames=17, tiles=True),
+    "wan": LatentShape(16, 4, 8, tiles=True),
     "svd": LatentShape(4, 1, 8),
 }
 
@@ -114,7 +116,12 @@ class AutoencoderConfig:
     pretrained: str | None = None
     """All but pixels: folder in the published layout (path or ``s3://…``)."""
     images_at_once: int = 16
-    """opensora, svd: frames that pass together; wan: clips. Fewer take less memory."""
+    """opensora, svd: frames that pass together; wan: clips. Fewer take less memory and give the same. (svd decodes a clip at a time, whatever its
+    length: its decoder looks at neighbouring frames.)"""
+    tile: int = 0
+    """opensora, wan: side in pixels, a multiple of 32, of the squares that larger frames are cut into, so that memory does not grow with the frame;
+    0 = whole frames. Neighbours share a quarter of a side, over which one fades into the other. That is near to the whole frame's result, not equal
+    to it: at its edges and in attention, and for opensora in norms as well, a tile knows nothing of the rest. So a run keeps its tile."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,10 @@ class WorldConfig:
     """wan: width of the MLP's middle."""
     text_width: int = 4096
     """wan: features of a prompt's embedding. The prompt is always empty; 0 removes cross-attention."""
+    null_prompt: str | None = None
+    """wan: file of safetensors (path or ``s3://…``) with one tensor ``[n, text_width]``, the text encoder's embedding of the empty prompt (umT5's,
+    512 rows); it becomes part of the weights. none = zeros, which differ from it in the end token's row alone and cost less: by count, 512 rows add
+    about 5 % to a step of Wan2.1-T2V-1.3B, which the plan of ``--dry-run`` leaves out."""
     patch: int = 8
     width: int = 64
     depth: int = 4

@@ -137,6 +137,10 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast type; weights, optimizer and quantiser stay fp32. auto = bf16 where the hardware computes in it."""
     activation_checkpointing: bool = False
+    """Keep less of what the generator's blocks make for backward, which computes the rest again."""
+    checkpointing_keeps: Literal["inputs", "products"] = "inputs"
+    """With activation checkpointing, what is kept of a block. inputs: what it is given; its forward runs twice. products: also what attention and
+    products with weights give, so that only what is cheap is computed again; ``--dry-run`` says what each takes."""
     compile: bool = False
     """``torch.compile`` on each transformer block."""
     deterministic: bool = True

@@ -27,7 +27,9 @@ def read_run_config(uri: str) -> RunConfig:
     folder = export_folder(uri)
     where = storage.join(folder, "lam", "config.yaml")
     config = from_yaml(storage.read_bytes(where).decode(), where)
-    return replace(config, world=replace(config.world, pretrained=storage.join(folder, "world")), adapt=replace(config.adapt, start=folder))
+    # The null prompt is part of the exported weights.
+    world = replace(config.world, pretrained=storage.join(folder, "world"), null_prompt=None)
+    return replace(config, world=world, adapt=replace(config.adapt, start=folder))
 
 
 def load_export(uri: str, device: torch.device, bf16: bool = False) -> CoTrain:

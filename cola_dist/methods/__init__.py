@@ -16,22 +16,26 @@ from cola_dist.models.autoencoders import build_autoencoder
 from cola_dist.models.conditioning import ActionConditioning
 from cola_dist.models.forward import ForwardModel
 from cola_dist.models.lam import LatentActionModel
-from cola_dist.models.published import HERE, Place, load_role, without_weights
-from cola_dist.models.world import KINDS, WorldModel
-from cola_dist.models.world.base import compile_blocks
+from cola_dist.models.published import HERE, Place, load_null_prompt, load_role, without_weights
+from cola_dist.models.world import KINDS, WanVideo, WorldModel
+from cola_dist.models.world.base import checkpoint_blocks, compile_blocks
 
 __all__ = ["Clips", "Course", "Method", "Phase", "Place", "Span", "StepOutput", "build_method", "build_world", "phases"]
 
 
 def build_world(config: RunConfig, place: Place = HERE) -> WorldModel:
     """The generator of ``config.world``: pretrained and at ``place`` where it names a folder (raises `UserError` if it does not fit), otherwise
-    random and in host memory."""
+    random and in host memory; with the null prompt of ``config.world.null_prompt`` where that names a file (raises as well)."""
     kind = KINDS[config.world.kind]
     wanted = {"channels": AUTOENCODERS[config.autoencoder.kind].channels} | vars(config.world)
     shape = {name: wanted[name] for name in kind.shape_names}
+    model: WorldModel
     if config.world.pretrained is not None:
-        return kind.from_pretrained(config.world.pretrained, shape, place)
-    model: WorldModel = without_weights(lambda: kind(**shape)) if place.device.type == "meta" else kind(**shape)
+        model = kind.from_pretrained(config.world.pretrained, shape, place)
+    else:
+        model = without_weights(lambda: kind(**shape)) if place.device.type == "meta" else kind(**shape)
+    if config.world.null_prompt is not None and isinstance(model, WanVideo):
+        model.take_prompt(*load_null_prompt(config.world.null_prompt, model.text_width, place))
     return model
 
 
@@ -58,7 +62,8 @@ def build_method(config: RunConfig, bf16: bool, autoencoder: Autoencoder | None 
         lam.forward_model = ForwardModel(config.lam) if uses_forward_model(config) else None
         adapt = config.adapt
         adapter = ActionAdapter(adapt.kind, adapt.action_dim, adapt.state_dim, *actions, adapt.width) if config.method == "adapt" else None
-    world.checkpointing = config.train.activation_checkpointing
+    if config.train.activation_checkpointing:
+        checkpoint_blocks(world, config.train.checkpointing_keeps)
     if config.train.compile:
         compile_blocks(world)
     if config.method == "pretrain":

@@ -23,7 +23,7 @@ class Clips:
     video: Tensor
     """uint8 ``[B, T, 3, H, W]``."""
     position: Tensor
-    """int64 ``[B]``, global position in the order of clips; keys all randomness of a clip."""
+    """int64 ``[B]``, global position in the order of clips; keys all randomness of a clip. Always in host memory: there it is read."""
     source: Tensor
     """int64 ``[B]``, index of the source in the mixture."""
     latents: Tensor | None = None
@@ -34,8 +34,8 @@ class Clips:
     """fp32 ``[B, T, S]``, its state at each frame, where the method needs it."""
 
     def to(self, device: torch.device | str) -> Clips:
-        """The same clips on ``device``."""
-        return self._each(partial(Tensor.to, device=device, non_blocking=True))
+        """The same clips on ``device``, but for their positions: to read them back would wait for all that the device has to do."""
+        return replace(self._each(partial(Tensor.to, device=device, non_blocking=True)), position=self.position)
 
     def split(self, size: int) -> list[Clips]:
         """The same clips in parts of ``size``; the last one may be smaller."""

@@ -243,7 +243,7 @@ class CoTrain(Method):
         }
         action = _square_by_block(modulations["flow_own"] - modulations["flow_null"])
         for half in range(2):
-            bins = clips.position % 2 + 2 * half
+            bins = clips.position.to(x0.device) % 2 + 2 * half
             tau, generated = frame_times(bin_times(self.config.flow.tau_min, bins), torch.ones_like(bins), x0.shape[1])
             x_tau = noised(x0, eps, tau)
             losses = {name: flow_loss(self.world(x_tau, tau, one), x0, eps, generated) for name, one in modulations.items()}
@@ -254,12 +254,14 @@ class CoTrain(Method):
 
 def gradients_of(reached: Mapping[str, tuple[Tensor, Iterable[nn.Parameter]]]) -> dict[str, list[Tensor]]:
     """The gradient of each loss with respect to those of its parameters that train, where there are any. No weight's ``grad`` is touched."""
-    found = {}
-    for name, (loss, parameters) in reached.items():
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        if trained and loss.requires_grad:
-            got = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
-            found[name] = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, got, strict=True)]
+    trained = {name: [p for p in parameters if p.requires_grad] for name, (loss, parameters) in reached.items() if loss.requires_grad}
+    found: dict[str, list[Tensor]] = {}
+    # One pass for all that a loss reaches: what a checkpoint keeps besides its input serves one pass, and passes are dear.
+    for loss in {id(loss): loss for loss, _ in reached.values()}.values():
+        wanted = {name: trained[name] for name, (own, _) in reached.items() if own is loss and trained.get(name)}
+        if wanted:
+            got = iter(torch.autograd.grad(loss, [p for own in wanted.values() for p in own], retain_graph=True, allow_unused=True))
+            found |= {name: [torch.zeros_like(p) if (g := next(got)) is None else g for p in own] for name, own in wanted.items()}
     return found
 
 

@@ -32,7 +32,8 @@ class Draws:
         """U[0, 1) of ``[B, *shape]``, drawn on the CPU: few numbers, the same on any device."""
         generator = torch.Generator()
         rows = [torch.rand(shape, generator=self._stream(generator, position, purpose)) for position in self._positions]
-        return torch.stack(rows).to(self._device)
+        # The host goes on; what it copies from is pageable and taken over at once.
+        return torch.stack(rows).to(self._device, non_blocking=True)
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
         """N(0, 1) of ``[B, *shape]``, drawn on the clips' device."""

@@ -29,8 +29,9 @@ class PublishedAutoencoder(Autoencoder):
         self._dtype = torch.bfloat16 if bf16 else torch.float32
         # torch's own cast: that of diffusers warns of modules that it would keep in fp32, and there are none.
         self._vae: Any = nn.Module.to(vae.eval().requires_grad_(False), self._dtype)
+        _tile(self._vae, config.tile)
         self._at_once = config.images_at_once
-        self.hash = f"{config.kind} {self.loaded.sha256} {self._dtype}"
+        self.hash = f"{config.kind} {self.loaded.sha256} {self._dtype}" + (f" in tiles of {config.tile}" if config.tile else "")
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
@@ -131,6 +132,12 @@ def _from_config(kind: Any, uri: str) -> nn.Module:
     return module
 
 
+def _tile(vae: Any, side: int) -> None:
+    """Let frames that are larger pass in tiles of ``side`` pixels, a quarter of it shared; 0 = whole."""
+    if side:
+        vae.enable_tiling(side, side, side * 3 // 4, side * 3 // 4)
+
+
 KINDS: Mapping[str, type[PublishedAutoencoder]] = {"opensora": OpenSoraAutoencoder, "wan": WanAutoencoder, "svd": SvdAutoencoder}
 
 
@@ -139,17 +146,20 @@ def build_autoencoder(config: AutoencoderConfig, bf16: bool, place: Place = HERE
     return PixelAutoencoder() if config.kind == "pixels" else KINDS[config.kind](config, bf16, place)
 
 
-def full_size_encoder(kind: str) -> Callable[[Tensor], Any]:
+def full_size_encoder(config: AutoencoderConfig) -> Callable[[Tensor], Any]:
     """The published size's way from ``[B, 3, T, H, W]`` to latents, with random weights, for counting what it costs."""
     from diffusers import AutoencoderKLTemporalDecoder, AutoencoderKLWan
 
     from cola_dist.models.opensora_vae import OpenSoraVae
 
-    if kind == "opensora":
+    if config.kind == "opensora":
         vae = OpenSoraVae((128, 256, 512, 512), 2, 32, 128, 4)
+        _tile(vae, config.tile)
         return lambda pixels: vae.encode(pixels, images_at_once=len(pixels) * pixels.shape[2])
-    if kind == "wan":
-        return AutoencoderKLWan().encode  # type: ignore[no-any-return]
+    if config.kind == "wan":
+        wan = AutoencoderKLWan()
+        _tile(wan, config.tile)
+        return wan.encode  # type: ignore[no-any-return]
     images = AutoencoderKLTemporalDecoder(
         block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4, layers_per_block=2
     )

@@ -17,6 +17,7 @@ _IMAGE_SCALE = 0.18215
 _MULTIPLIERS = (1, 2, 2, 4)
 _HALVES_TIME = (False, True, True)
 """After each level but the last: whether every second frame goes."""
+_SHRINKS = 8
 STRIDE = 4
 MOST_FRAMES = 17
 """Published code encodes longer videos in pieces of so many frames, which do not join on to each other."""
@@ -47,20 +48,33 @@ class OpenSoraVae(nn.Module):
     shift: Tensor
     scale: Tensor
 
+    def enable_tiling(self, height: int, width: int, stride_height: int, stride_width: int) -> None:
+        """Let larger images pass in square tiles of ``height`` pixels, as far apart as ``stride_height``, from here on; named as in diffusers' Wan.
+
+        What comes after the images passes whole: there frames are an eighth as high and wide.
+        """
+        assert (height, stride_height) == (width, stride_width)
+        image: Any = self.spatial_vae["module"]
+        image.enable_tiling()
+        image.tile_sample_min_size, image.tile_latent_min_size = height, height // _SHRINKS
+        image.tile_overlap_factor = 1 - stride_height / height
+
     def encode(self, video: Tensor, images_at_once: int) -> Tensor:
         """``video [B, 3, T, H, W]`` in [-1, 1] to latents ``[B, 4, L, H/8, W/8]``: the mean, not a sample, so that a clip has one latent."""
         image: Any = self.spatial_vae["module"]
         frames = video.transpose(1, 2).flatten(0, 1)
         parts = [image.encode(part).latent_dist.mode() * _IMAGE_SCALE for part in frames.split(images_at_once)]
         images = torch.cat(parts).unflatten(0, (len(video), -1)).transpose(1, 2)
-        latents: Tensor = (self.temporal_vae.encode(images) - self.shift) / self.scale
+        clips = [self.temporal_vae.encode(part) for part in images.split(max(1, images_at_once // video.shape[2]))]
+        latents: Tensor = (torch.cat(clips) - self.shift) / self.scale
         return latents
 
     def decode(self, latents: Tensor, images_at_once: int) -> Tensor:
         """Latents ``[B, 4, L, h, w]`` to video ``[B, 3, 1 + 4 * (L - 1), 8h, 8w]``."""
         image: Any = self.spatial_vae["module"]
-        images = self.temporal_vae.decode(latents * self.scale + self.shift)
-        frames = images.transpose(1, 2).flatten(0, 1)
+        placed = latents * self.scale + self.shift
+        clips = [self.temporal_vae.decode(part) for part in placed.split(max(1, images_at_once // (STRIDE * latents.shape[2])))]
+        frames = torch.cat(clips).transpose(1, 2).flatten(0, 1)
         parts = [image.decode(part / _IMAGE_SCALE).sample for part in frames.split(images_at_once)]
         video: Tensor = torch.cat(parts).unflatten(0, (len(latents), -1)).transpose(1, 2)
         return video

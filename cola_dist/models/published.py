@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,9 @@ _LARGEST_HEADER = 100 * 1024**2
 """What the format allows."""
 LARGEST_SIZE, LONGEST_LIST, MOST_LAYERS = 2**20, 4096, 128
 """Of what a ``config.json`` may ask for: a number, a list, and a number or list that says how many layers there are."""
+MOST_TOKENS = 512
+"""Rows of a prompt's embedding; what published text encoders make."""
+_T = TypeVar("_T")
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -144,17 +147,9 @@ def load_published(model: nn.Module, uri: str, drops: str, place: Place = HERE, 
     first group names the part. ``sha256`` is that of the only file, where it is known. Raises `UserError`, on every rank that loads, for a tensor
     that the model lacks or has in another shape, one that it misses, a file that cannot be read or is another one, and values that are not numbers.
     """
+    loaded = _read_once(lambda: _load(model, uri, drops, place, sha256), place)
     if not place.together or dist.get_world_size() == 1:
-        return _load(model, uri, drops, place, sha256)
-    told: list[Loaded | str] = [""]
-    if dist.get_rank() == 0:
-        try:
-            told = [_load(model, uri, drops, place, sha256)]
-        except UserError as error:
-            told = [str(error)]
-    dist.broadcast_object_list(told, src=0)
-    if isinstance(told[0], str):
-        raise UserError(told[0])
+        return loaded
     for key, tensor in model.state_dict(keep_vars=True).items():
         sent = (
             tensor.detach().to(place.device) if dist.get_rank() == 0 else torch.empty(tensor.shape, dtype=tensor.dtype, device=place.device)
@@ -162,7 +157,52 @@ def load_published(model: nn.Module, uri: str, drops: str, place: Place = HERE, 
         dist.broadcast(sent, src=0)
         if dist.get_rank():
             _put(model, key, sent, place)
-    return told[0]
+    return loaded
+
+
+def _read_once(read: Callable[[], _T], place: Place) -> _T:
+    """What ``read`` gives, by the first rank for all where they load together. Raises its `UserError` on all of them."""
+    if not place.together or dist.get_world_size() == 1:
+        return read()
+    told: list[Any] = [None, ""]
+    if dist.get_rank() == 0:
+        try:
+            told[0] = read()
+        except UserError as error:
+            told[1] = str(error)
+    dist.broadcast_object_list(told, src=0)
+    if told[1]:
+        raise UserError(told[1])
+    found: _T = told[0]
+    return found
+
+
+def load_null_prompt(uri: str, width: int, place: Place = HERE) -> tuple[Tensor, Loaded]:
+    """The embedding of the empty prompt in the safetensors file ``uri``, fp32 ``[n, width]`` in host memory, and which file it was.
+
+    The file holds one tensor, ``[n, width]`` or ``[1, n, width]``. Raises `UserError`, on every rank that loads, for anything else.
+    """
+    return _read_once(lambda: _null_prompt(uri, width), place)
+
+
+def _null_prompt(uri: str, width: int) -> tuple[Tensor, Loaded]:
+    from cola_dist import storage
+
+    wanted = f"world.null_prompt is to be a .safetensors file with one tensor [n, {width}] of at most {MOST_TOKENS} rows"
+    if not uri.partition("?")[0].endswith(".safetensors") or not storage.exists(uri):
+        raise UserError(f"{uri} is no file of safetensors that is there: {wanted}, the text encoder's output for an empty prompt")
+    with _local(uri) as path:
+        tensors = {key: tensor.clone() for key, tensor in _tensors(path, uri)}
+        content = _sha256(path)
+    if len(tensors) != 1:
+        raise UserError(f"{uri} holds {len(tensors)} tensors: {wanted}")
+    ((key, tensor),) = tensors.items()
+    rows = tensor[0] if tensor.ndim == 3 and len(tensor) == 1 else tensor
+    if rows.ndim != 2 or rows.shape[1] != width or not 1 <= len(rows) <= MOST_TOKENS or not rows.is_floating_point():
+        raise UserError(f"{uri}: tensor {key} is {tuple(tensor.shape)} of {tensor.dtype}: {wanted} (world.text_width is {width})")
+    if not torch.isfinite(rows).all():
+        raise UserError(f"{uri}: tensor {key} holds values that are not finite numbers: {_AGAIN}")
+    return rows.float(), Loaded(1, (), content)
 
 
 def _load(model: nn.Module, uri: str, drops: str, place: Place, sha256: str) -> Loaded:

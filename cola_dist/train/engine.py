@@ -62,7 +62,8 @@ class _GuardedAdamW(torch.optim.AdamW):
 
     def step(self, closure: Any = None) -> Any:
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        self.overflow = not all(bool(torch.isfinite(g).all()) for g in grads)
+        # One question to the device, not one per weight.
+        self.overflow = not bool(torch.stack([torch.isfinite(g).all() for g in grads]).all())
         return None if self.overflow else super().step(closure)
 
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from cola_dist.config import AUTOENCODERS, RunConfig
@@ -23,6 +25,7 @@ from cola_dist.methods import Phase, build_world, phases
 from cola_dist.models.adapter import ActionAdapter
 from cola_dist.models.conditioning import ActionConditioning
 from cola_dist.models.lam import InverseDynamics
+from cola_dist.models.world.base import PRODUCTS, checkpoint_blocks
 
 UTILISATION = 0.4
 """Share of an accelerator's peak that training steps are taken to reach. Not yet measured on one."""
@@ -55,6 +58,16 @@ ACCELERATORS: Mapping[str, Accelerator] = {
 
 
 @dataclass(frozen=True)
+class Checkpointing:
+    """A choice of what the generator's blocks keep for backward."""
+
+    kept: int
+    """Bytes that one worker keeps for backward, of one micro-batch."""
+    again: float
+    """Operations per step, of all workers together, that backward computes again; norms, gates and the like do not count."""
+
+
+@dataclass(frozen=True)
 class PhasePlan:
     """One phase of a run, per optimizer step."""
 
@@ -64,6 +77,8 @@ class PhasePlan:
     """Of all workers together: ``autoencoder``, ``forward`` and ``backward``; what activation checkpointing computes again is in ``backward``."""
     activations: int
     """Bytes that one worker keeps for backward, of one micro-batch."""
+    checkpointing: Mapping[str, Checkpointing]
+    """What each of the choices would be: ``off``, ``inputs`` and ``products``."""
     states: tuple[int, int, int, int]
     """Bytes of weights, gradients and optimizer of one worker at ZeRO stage 0, 1, 2 and 3."""
     traffic: tuple[int, int, int, int]
@@ -123,7 +138,7 @@ class _Parts(nn.Module):
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         self.config, latents = config, AUTOENCODERS[config.autoencoder.kind]
-        self.world = build_world(replace(config, world=replace(config.world, pretrained=None)))
+        self.world = build_world(replace(config, world=replace(config.world, pretrained=None, null_prompt=None)))
         self.lam = InverseDynamics(config.lam)
         actions = (config.lam.tokens, config.lam.bottleneck.dim)
         self.conditioning = ActionConditioning(config.conditioning, *actions, self.world.modulation_shape, latents.stride)
@@ -163,25 +178,37 @@ def _phase_plan(config: RunConfig, phase: Phase, family: Sequence[_Parts], param
         for role in parameters:
             parts.get_submodule(role).requires_grad_(role in phase.trains)
     forward, backward = (_grown(config, figures) for figures in zip(*(_step_flops(parts, micro) for parts in family), strict=True))
-    checkpointing = config.train.activation_checkpointing
-    activations = _grown(config, [_kept_bytes(parts, micro, checkpointing) for parts in family])
-    if checkpointing:
-        # Backward makes each block's activations again, one block at a time.
-        with torch.no_grad():
-            backward += _grown(config, [_flops(partial(parts.world, *parts.latents(micro), None)) for parts in family])
-        one, two = (_kept_bytes(parts, micro, checkpointing=False) for parts in (family[0], family[-1]))
-        activations += two - one
+    rounds = workers * share // micro
+    checkpointing = {name: replace(way, again=way.again * rounds) for name, way in _checkpointing(config, family, micro).items()}
+    way = checkpointing[config.train.checkpointing_keeps if config.train.activation_checkpointing else "off"]
     trained = sum(parameters[role] for role in phase.trains)
     frozen = sum(parameters.values()) - trained
-    rounds = workers * share // micro
     return PhasePlan(
         phase.name,
         tuple(phase.trains),
-        {"autoencoder": encoding, "forward": forward * rounds, "backward": backward * rounds},
-        round(activations),
+        {"autoencoder": encoding, "forward": forward * rounds, "backward": backward * rounds + way.again},
+        way.kept,
+        checkpointing,
         state_bytes(trained, frozen, workers),
         traffic_bytes(trained, frozen, workers, rounds // workers),
     )
+
+
+def _checkpointing(config: RunConfig, family: Sequence[_Parts], clips: int) -> dict[str, Checkpointing]:
+    """By what blocks keep: bytes, and operations that are computed again of so many clips."""
+    plain = [_kept_bytes(parts, clips) for parts in family]
+    # Backward makes each block's activations again, one block at a time.
+    in_hand = plain[-1] - plain[0]
+    with _checkpointed(family):
+        inputs = [_kept_bytes(parts, clips) for parts in family]
+    with torch.no_grad():
+        products = [size + _product_bytes(parts, clips) for size, parts in zip(inputs, family, strict=True)]
+        again = _grown(config, [_flops(partial(parts.world, *parts.latents(clips), None)) for parts in family])
+    return {
+        "off": Checkpointing(round(_grown(config, plain)), 0.0),
+        "inputs": Checkpointing(round(_grown(config, inputs) + in_hand), again),
+        "products": Checkpointing(round(_grown(config, products) + in_hand), 0.0),
+    }
 
 
 def state_bytes(trained: int, frozen: int, workers: int) -> tuple[int, int, int, int]:
@@ -221,13 +248,44 @@ def _flops(work: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def _kept_bytes(parts: _Parts, clips: int, checkpointing: bool) -> int:
+def _kept_bytes(parts: _Parts, clips: int) -> int:
     """Bytes that forward keeps for backward under bf16 autocast, which casts weights and keeps the casts as well."""
-    parts.world.checkpointing = checkpointing
     with _counting(parts) as total, torch.autocast("cpu", torch.bfloat16):
         parts(clips)
-    parts.world.checkpointing = False
     return total[0]
+
+
+def _product_bytes(parts: _Parts, clips: int) -> int:
+    """Bytes of what attention and products with weights give in the generator: autograd does not see that checkpoints keep them."""
+    products = _Products()
+    with products, torch.autocast("cpu", torch.bfloat16):
+        parts.world(*parts.latents(clips), None)
+    return products.bytes
+
+
+class _Products(TorchDispatchMode):
+    """Adds up what `PRODUCTS` give."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        out = operation(*args, **(kwargs or {}))
+        if operation in PRODUCTS:
+            self.bytes += sum(tensor.nbytes for tensor in tree_leaves(out) if isinstance(tensor, Tensor))
+        return out
+
+
+@contextmanager
+def _checkpointed(family: Sequence[_Parts]) -> Iterator[None]:
+    """Generators whose blocks keep their inputs alone."""
+    for parts in family:
+        checkpoint_blocks(parts.world, "inputs")
+    yield
+    for parts in family:
+        for block in parts.world.repeated_blocks():
+            del block.forward
 
 
 @contextmanager
@@ -255,7 +313,7 @@ def _encoder_flops(config: RunConfig) -> float:
         return 0.0
     from cola_dist.models.autoencoders import full_size_encoder
 
-    encode = full_size_encoder(config.autoencoder.kind)
+    encode = full_size_encoder(config.autoencoder)
     side = config.data.resolution
     with torch.no_grad():
         return _flops(lambda: encode(torch.zeros(1, 3, config.data.frames, side, side)))

@@ -118,7 +118,13 @@ def preflight(config: RunConfig, run_uri: str) -> dict[str, Any]:
     return {
         "parameters": {role: sum(p.numel() for _, p in method.role_parameters(role)) for role in method.roles()},
         "files": {
-            name: asdict(loaded) for name, loaded in (("world", method.world.loaded), ("autoencoder", method.autoencoder.loaded)) if loaded
+            name: asdict(loaded)
+            for name, loaded in (
+                ("world", method.world.loaded),
+                ("null prompt", method.world.prompt),
+                ("autoencoder", method.autoencoder.loaded),
+            )
+            if loaded
         },
         "windows": {split: {s.name: r.order.windows(i) for i, s in enumerate(r.order.sources)} for split, r in readers.items()},
         "first_clips": batch.sample.tolist(),

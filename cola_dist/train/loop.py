@@ -157,7 +157,7 @@ class Loop:
         return error
 
     def _one_step(self, engine: Engine, phase: Phase, batches: Iterator[Batch]) -> str:
-        began, batch, waited = time.perf_counter(), self._coming, self._waited
+        began, batch = time.perf_counter(), self._coming
         assert batch is not None, "the plan has a batch for every step"
         clips = to_clips(batch)
         rates = learning_rates(self.step, self.steering.course.spans, self.config.optim)
@@ -168,14 +168,14 @@ class Loop:
         self._fetch(batches)
         loss, ids, unreadable = self._agree(result, batch)
         self.stage.after_step(result.applied)
-        self.tally.add(batch, waited, result.metrics)
+        self.tally.add(batch, self._waited, result.metrics)
         if self.worker.rank == 0:
             self.trace.add(TraceLine(self.step, loss, ids))
         error = self._left_out.see(self.step, result, batch.sample, self.record["left_out"])
         self.step += 1
         logs.bind(step=self.step)
         self._durations.append(time.perf_counter() - began)
-        self._waits.append(waited)
+        self._waits.append(self._waited)
         self._show(phase, loss)
         if self.step % self.config.tracking.log_every == 0:
             self._log(result, rates)

@@ -152,7 +152,22 @@ def plan_tables(config: RunConfig, plan: Plan) -> list[Table]:
         f"* as configured. Seconds at {UTILISATION:.0%} of the peak (an assumption, not a measurement), traffic not overlapped. Memory without "
         f"what libraries and fragmentation take. A checkpoint: {plan.checkpoint_bytes / 1e9:.1f} GB."
     )
-    return [roles, needs]
+    return [roles, needs, _checkpointing_table(config, plan)]
+
+
+def _checkpointing_table(config: RunConfig, plan: Plan) -> Table:
+    """What activation checkpointing would save and cost, whichever is configured."""
+    chosen = config.train.checkpointing_keeps if config.train.activation_checkpointing else "off"
+    table = Table(title="activation checkpointing of the generator's blocks")
+    for column in ("phase", "keeps", "kept for backward", "computed again"):
+        table.add_column(column, justify="right")
+    for phase in plan.phases:
+        once = sum(phase.flops.values()) - phase.checkpointing[chosen].again
+        for name, way in phase.checkpointing.items():
+            mark = " *" if name == chosen else ""
+            table.add_row(phase.name, f"{name}{mark}", f"{way.kept / 1e9:.1f} GB", f"{way.again / once:.0%} of a step's operations")
+    table.caption = "* as configured. off: --train.activation-checkpointing False. inputs, products: --train.checkpointing-keeps."
+    return table
 
 
 def files_table(files: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -20,7 +20,7 @@ class Reference:
         """Reads ``diagnostics.alignment_clips`` clips and asks a freshly built generator once. It is not kept."""
         self._seed = config.train.seed
         batches = [reader.read_many(range(start, stop)) for start, stop in _parts(config)]
-        self._clips = [Clips(*(torch.tensor(a).to(device) for a in (b.video, b.position, b.source))) for b in batches]
+        self._clips = [Clips(*(torch.tensor(a) for a in (b.video, b.position, b.source))).to(device) for b in batches]
         names = [str(sample).rpartition("@")[0] for batch in batches for sample in batch.sample]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
         self.enough = len(numbers) >= MIN_EPISODES

@@ -37,7 +37,7 @@ class Tally:
         self._since = time.perf_counter()
 
     def add(self, batch: Batch, waited: float, metrics: Mapping[str, Tensor]) -> None:
-        """Count one step of this rank: its clips, the seconds that it waited for them, and its metrics."""
+        """Count one step of this rank: its clips, the seconds that it waited for the next ones, and its metrics."""
         np.add.at(self._counts[0], batch.source, 1)
         self._cost += batch.cost.sum(0)
         self._clips += len(batch.source)

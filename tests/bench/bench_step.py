@@ -125,7 +125,7 @@ def autoencoder_seconds(config: RunConfig, asked: argparse.Namespace, device: to
     with torch.device(device):
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
-        encode = full_size_encoder(config.autoencoder.kind)
+        encode = full_size_encoder(config.autoencoder)
         torch.set_default_dtype(before)
     side = config.data.resolution
     video = torch.zeros(1, 3, config.data.frames, side, side, device=device, dtype=dtype)

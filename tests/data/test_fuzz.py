@@ -1,6 +1,7 @@
-"""Ten thousand damaged files: each is noticed, replaced or makes no difference. None ends the process, hangs it or is taken for something else.
+"""Ten thousand damaged files, a fifth of them in ``make test``: each is noticed, replaced or makes no difference.
 
-Each kind of file is damaged in a process of its own, so that a crash or an endless loop in a decoder is seen as what it is.
+None ends the process, hangs it or is taken for something else. Each kind of file is damaged in a process of its own, so that a crash or an endless
+loop in a decoder is seen as what it is.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ LIMIT_S = 300
 """What only a hang exceeds."""
 
 
+def flips(kind: str, share: float) -> int:
+    """How many damages of a kind a share of all is."""
+    return round(FLIPS[kind] * share)
+
+
 def damaged(raw: bytes, rng: random.Random) -> tuple[bytes, range]:
     """The bytes with one changed, or without their end, and which bytes are no longer what they were."""
     at = rng.randrange(len(raw))
@@ -44,11 +50,11 @@ def damaged(raw: bytes, rng: random.Random) -> tuple[bytes, range]:
     return raw[:at] + bytes([raw[at] ^ rng.randrange(1, 256)]) + raw[at + 1 :], range(at, at + 1)
 
 
-def damages(kind: str, files: Sequence[Path]) -> Iterator[tuple[Path, bytes, range]]:
+def damages(kind: str, share: float, files: Sequence[Path]) -> Iterator[tuple[Path, bytes, range]]:
     """Each damage in turn, written to one of the files; afterwards the file is whole again. The last line printed is the one in work."""
     rng = random.Random(f"{SEED} {kind}")
     whole = {file: file.read_bytes() for file in files}
-    for number in range(FLIPS[kind]):
+    for number in range(flips(kind, share)):
         file = rng.choice(files)
         data, hit = damaged(whole[file], rng)
         print(f"{kind} {number}: {file.name} bytes {hit.start} to {hit.stop - 1}", flush=True)
@@ -57,10 +63,10 @@ def damages(kind: str, files: Sequence[Path]) -> Iterator[tuple[Path, bytes, ran
         file.write_bytes(whole[file])
 
 
-def fuzz_index(path: Path) -> Counter[str]:
+def fuzz_index(path: Path, share: float) -> Counter[str]:
     sound = write_folder(path, "toy", episodes=4, frames=8)
     counts: Counter[str] = Counter()
-    for _ in damages("index", [path / INDEX]):
+    for _ in damages("index", share, [path / INDEX]):
         try:
             opened = open_folder(str(path))
         except UserError:
@@ -71,11 +77,11 @@ def fuzz_index(path: Path) -> Counter[str]:
     return counts
 
 
-def fuzz_shards(path: Path) -> Counter[str]:
+def fuzz_shards(path: Path, share: float) -> Counter[str]:
     folder = write_folder(path, "toy", episodes=4, frames=8)
     members = [(episode, ext, read_member(folder, episode, ext)) for episode in folder.episodes for ext in episode.members]
     counts: Counter[str] = Counter()
-    for shard, data, hit in damages("shards", [path / name for name in folder.shards]):
+    for shard, data, hit in damages("shards", share, [path / name for name in folder.shards]):
         if len(data) != folder.shards[shard.name]:
             with pytest.raises(UserError, match=shard.name):
                 open_folder(str(path))
@@ -93,7 +99,7 @@ def fuzz_shards(path: Path) -> Counter[str]:
     return counts
 
 
-def fuzz_clips(path: Path) -> Counter[str]:
+def fuzz_clips(path: Path, share: float) -> Counter[str]:
     from cola_dist.data.stream import open_reader
 
     folder = write_folder(path, "toy", episodes=4, frames=12)
@@ -102,7 +108,7 @@ def fuzz_clips(path: Path) -> Counter[str]:
     sound = open_reader(config, seed=0).read_many(positions)
     videos = {f"toy/{episode.key}": episode.members["mp4"] for episode in folder.episodes}
     counts: Counter[str] = Counter()
-    for shard, data, hit in damages("clips", [path / name for name in folder.shards]):
+    for shard, data, hit in damages("clips", share, [path / name for name in folder.shards]):
         try:
             batch = open_reader(config, seed=0).read_many(positions)
         except UserError:
@@ -125,7 +131,7 @@ def fuzz_clips(path: Path) -> Counter[str]:
     return counts
 
 
-def fuzz_videos(path: Path) -> Counter[str]:
+def fuzz_videos(path: Path, share: float) -> Counter[str]:
     file = path / "clip.mp4"
     file.write_bytes(encode_mp4(moving_square(20, 32, 32), 5.0))
 
@@ -146,7 +152,7 @@ def fuzz_videos(path: Path) -> Counter[str]:
     readers = (clip, episode, probe_video)
     sound = [read(file.read_bytes()) for read in readers]
     counts: Counter[str] = Counter()
-    for _, data, _ in damages("videos", [file]):
+    for _, data, _ in damages("videos", share, [file]):
         found = [attempt(read, data) for read in readers]
         # Pixels may change unnoticed by a codec: that is what the checksums of members are for.
         counts["refused" if None in found else "harmless" if found == sound else "other pictures"] += 1
@@ -171,14 +177,14 @@ class Squares:
         yield SourceEpisode(f"square-{number}", moving_square(4, 16, 16, seed=number), 5.0, meta, item.name, item.name)
 
 
-def fuzz_parts(path: Path) -> Counter[str]:
+def fuzz_parts(path: Path, share: float) -> Counter[str]:
     packing = Packing(Squares(), str(path), {"fps": 5.0}, heldout_share=0.3)
     items = packing.remaining()
     packing.pack(items[:2])
     packing.pack(items[2:])
     sound, report = packing.finish(), (path / PACKING).read_bytes()
     counts: Counter[str] = Counter()
-    for _ in damages("parts", sorted((path / PARTS).iterdir())):
+    for _ in damages("parts", share, sorted((path / PARTS).iterdir())):
         try:
             assert packing.remaining() == []
         except UserError:
@@ -193,9 +199,11 @@ def fuzz_parts(path: Path) -> Counter[str]:
     return counts
 
 
+@pytest.mark.parametrize("share", [0.2, pytest.param(1.0, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", FLIPS)
-def test_every_damage_is_accounted_for(kind: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.data.test_fuzz", kind, str(tmp_path)]
+def test_every_damage_is_accounted_for(kind: str, share: float, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.data.test_fuzz", kind, str(share), str(tmp_path)]
+    count = flips(kind, share)
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=LIMIT_S, check=False
@@ -206,16 +214,16 @@ def test_every_damage_is_accounted_for(kind: str, tmp_path: Path) -> None:
     assert done.returncode == 0, f"exit code {done.returncode} at {lines[-1:]}\n{done.stderr[-3000:]}"
     counts = json.loads(lines[-1])
     growth = counts.pop("growth")
-    assert sum(counts.values()) == FLIPS[kind]
+    assert sum(counts.values()) == count
     assert counts["harmless"] > 0, "some bytes pad"
-    assert counts["refused"] >= TRUNCATED / 2 * FLIPS[kind]
+    assert counts["refused"] >= TRUNCATED / 2 * count
     noticed = counts["refused"] + counts.get("replaced", 0)
-    assert noticed >= {"index": 0.6, "shards": 0.25, "clips": 0.2, "videos": 0.15, "parts": 0.6}[kind] * FLIPS[kind], counts
+    assert noticed >= {"index": 0.6, "shards": 0.25, "clips": 0.2, "videos": 0.15, "parts": 0.6}[kind] * count, counts
     assert growth < 4, "memory must not follow what damaged headers claim"
 
 
 if __name__ == "__main__":
     fuzz = {"index": fuzz_index, "shards": fuzz_shards, "clips": fuzz_clips, "videos": fuzz_videos, "parts": fuzz_parts}[sys.argv[1]]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    result = dict(fuzz(Path(sys.argv[2])))
+    result = dict(fuzz(Path(sys.argv[3]), float(sys.argv[2])))
     print(json.dumps(result | {"growth": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / before}))

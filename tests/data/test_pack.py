@@ -22,12 +22,14 @@ import ray
 import webdataset
 from ray import cloudpickle
 
+from cola_dist.command import run_command
 from cola_dist.data.decode import decode_clip, decode_episode
 from cola_dist.data.lint import lint
 from cola_dist.data.pack_tasks import pack_on_ray
 from cola_dist.data.packing import Packing, Report
 from cola_dist.data.shards import INDEX, PACKING, open_folder, read_member
 from cola_dist.data.sources import Item, SourceEpisode
+from jobs import pack as pack_job
 from tests.data.lerobot_files import write_v3
 from tests.data.robot_data import libero
 from tests.data.videos import encoded, moving_square, real_videos
@@ -199,7 +201,7 @@ def test_what_kills_its_process_is_found_and_left_out(tmp_path: Path) -> None:
     assert packing.remaining() == []
 
 
-def test_mistakes_are_one_line_and_exit_code_2(folder: Path, tmp_path: Path) -> None:
+def test_mistakes_are_one_line_and_exit_code_2(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "nothing").mkdir()
     for options, says in (
         (("video", "--input", str(tmp_path / "nowhere")), "no such folder"),
@@ -212,10 +214,11 @@ def test_mistakes_are_one_line_and_exit_code_2(folder: Path, tmp_path: Path) -> 
         (("lerobot", "--input", str(folder)), "meta/info.json"),
         (("rlds", "--input", str(folder)), "no TFRecord files"),
     ):
-        done = pack(*options, "--output", str(tmp_path / "out"))
-        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
-        assert done.stderr.startswith("error: ")
-        assert says in done.stderr
+        code = run_command(pack_job.main, [*options, "--output", str(tmp_path / "out")])
+        out, err = capsys.readouterr()
+        assert (code, out, len(err.splitlines())) == (2, "", 1), err
+        assert err.startswith("error: ")
+        assert says in err
     assert not (tmp_path / "out").exists()
 
 

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from method_parts import awaken, part
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from cola_dist.config import RunConfig
+from cola_dist.config import BottleneckConfig, RunConfig
 from cola_dist.methods import Clips, build_method, phases
 from cola_dist.methods.cotrain import CoTrain, other_clip
 from cola_dist.methods.pretrain import TAU_BINS, bin_times
@@ -114,9 +116,10 @@ def test_bf16_keeps_weights_fp32_and_the_loss_close(config: RunConfig, clips: Cl
     torch.testing.assert_close(output.loss, exact(clips, 0).loss, rtol=0.05, atol=0.05)
 
 
-def test_activation_checkpointing_changes_no_gradient(config: RunConfig, clips: Clips) -> None:
+@pytest.mark.parametrize("keeps", ["inputs", "products"])
+def test_activation_checkpointing_changes_no_gradient(config: RunConfig, clips: Clips, keeps: Literal["inputs", "products"]) -> None:
     plain = cotrain(config)
-    saving = cotrain(replace(config, train=replace(config.train, activation_checkpointing=True)))
+    saving = cotrain(replace(config, train=replace(config.train, activation_checkpointing=True, checkpointing_keeps=keeps)))
     for method in (plain, saving):
         awaken(method)
         method(clips, 0).loss.backward()
@@ -186,3 +189,37 @@ def test_flow_loss_weighs_clips_equally_and_leaves_context_out() -> None:
     generated = torch.tensor([[False, True, True], [False, False, True]])
     assert flow_loss(velocity, x0, torch.zeros_like(x0), generated).tolist() == [1.0, 9.0]
     assert patchify(x0, 2).shape == (2, 3, 1, 4)
+
+
+class _Questions(TorchDispatchMode):
+    """Operations whose answer the host waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(word in operation.name() for word in ("_local_scalar_dense", "nonzero", "unique", "masked_select")):
+            self.asked.append(operation.name())
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "bottleneck",
+    [
+        *(BottleneckConfig(kind=kind) for kind in ("vq", "cosine", "simvq", "rotation", "fsq", "continuous")),
+        BottleneckConfig(init="data", reset_every=25),
+    ],
+)
+def test_a_step_asks_the_device_nothing(config: RunConfig, clips: Clips, bottleneck: BottleneckConfig) -> None:
+    """The host runs ahead of an accelerator as long as it need not know what that has computed."""
+    method = cotrain(replace(config, lam=replace(config.lam, bottleneck=bottleneck)))
+    for step in range(2):  # codes that are placed on data are placed, and seen to be so
+        method(clips, step)
+    with _Questions() as questions:
+        method(clips, 2).loss.backward()
+    assert questions.asked == []
+    assert clips.to("meta").position.device.type == "cpu", "or reading them would ask"
+    with _Questions() as questions:
+        bool(torch.ones(1).sum() > 0)
+    assert questions.asked, "a question would be seen"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cola_dist.config import AutoencoderConfig
 from cola_dist.errors import UserError
 from cola_dist.models.autoencoders import build_autoencoder
 from cola_dist.models.world import KINDS, STDiT3, WorldModel
+from cola_dist.models.world.base import PRODUCTS, checkpoint_blocks
 from tests.models.published import COSMOS, STDIT, SVD, WAN, write_cosmos, write_opensora_vae, write_stdit3, write_svd, write_wan
 from tests.s3 import serve
 
@@ -54,17 +58,41 @@ def test_zero_modulation_is_none_bit_for_bit_and_a_frames_rows_move_it(published
     assert not torch.equal(base[:, 0], base[:, 1])
 
 
-def test_checkpointing_changes_no_gradient(published: tuple[str, str]) -> None:
-    gradients = []
-    for checkpointing in (False, True):
-        model = load(published)
-        model.checkpointing = checkpointing
+class Computed(TorchDispatchMode):
+    """Counts how often each of `PRODUCTS` is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operation in PRODUCTS:
+            self.times[operation.name()] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def stepped(model: WorldModel) -> tuple[dict[str, torch.Tensor], Counter[str]]:
+    """Gradients by name where there are any, and how often each of `PRODUCTS` was computed on the way."""
+    with Computed() as computed:
         model(*clip(model), None).square().mean().backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    reached = [name for name, gradient in gradients[0].items() if gradient is not None and gradient.any()]
-    assert len(reached) > len(gradients[0]) / 2
-    for name in reached:
-        torch.testing.assert_close(gradients[1][name], gradients[0][name])
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, computed.times
+
+
+@pytest.mark.parametrize("keeps", ["inputs", "products"])
+def test_checkpointing_changes_no_gradient(published: tuple[str, str], keeps: Literal["inputs", "products"]) -> None:
+    plain, saving = load(published), load(published)
+    checkpoint_blocks(saving, keeps)
+    (wanted, once), (found, times) = stepped(plain), stepped(saving)
+    assert sum(bool(gradient.any()) for gradient in wanted.values()) > len(list(plain.parameters())) / 2
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient)
+    attention = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    assert once[attention] > 0
+    if keeps == "products":
+        assert times == once, "nothing of them is computed again"
+    else:
+        assert times[attention] == 2 * once[attention]
 
 
 @torch.no_grad()

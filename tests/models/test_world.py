@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from cola_dist.errors import UserError
 from cola_dist.models.world import SpaceTimeDiT
-from cola_dist.models.world.base import compile_blocks
+from cola_dist.models.world.base import checkpoint_blocks, compile_blocks
 
 SHAPE = {"channels": 3, "patch": 4, "width": 16, "depth": 2, "heads": 2}
 
@@ -125,3 +126,23 @@ def test_compiled_blocks_keep_their_names() -> None:
     names = list(model.state_dict())
     compile_blocks(model)
     assert list(model.state_dict()) == names
+
+
+def test_compiled_blocks_do_not_compute_products_again() -> None:
+    """The compiler has its own mind of what to compute again, unless it is told inside of what it compiles."""
+    gradients, operations = [], []
+    for keeps in (None, "products"):
+        model = dit()
+        if keeps:
+            checkpoint_blocks(model, "products")
+            compile_blocks(model)
+        torch.manual_seed(1)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.randn(2, 4, 3, 8, 8), torch.rand(2, 4), torch.randn(2, 4, *model.modulation_shape)).square().mean().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        operations.append(counter.get_total_flops())
+    assert operations[1] == operations[0]
+    for found, wanted in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():  # as looks at held-out clips call it
+        assert model(torch.randn(1, 2, 3, 8, 8), torch.rand(1, 2), None).shape == (1, 2, 3, 8, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -68,22 +69,28 @@ def run_local(config: RunConfig, run_uri: Path, stop_at: int = -1, lost: frozens
     world = config.train.workers
     port = 20000 + os.getpid() % 20000
     if world == 1:
-        return _run(0, config, str(run_uri), stop_at, lost, port)
-    mp.spawn(_run, args=(config, str(run_uri), stop_at, lost, port), nprocs=world)
-    import json
-
+        return _run(0, {str(run_uri): config}, stop_at, lost, port)
+    mp.spawn(_run, args=({str(run_uri): config}, stop_at, lost, port), nprocs=world)
     return json.loads((run_uri / "result.json").read_text())
 
 
-def _run(rank: int, config: RunConfig, run_uri: str, stop_at: int, lost: frozenset[int], port: int) -> dict[str, Any]:
-    world = config.train.workers
+def run_in_turn(runs: Mapping[Path, RunConfig]) -> None:
+    """Train one after another in the same processes, which take longer to start than to train. All runs have as many workers as the first."""
+    port = 20000 + os.getpid() % 20000
+    configs = {str(uri): config for uri, config in runs.items()}
+    mp.spawn(_run, args=(configs, -1, frozenset(), port), nprocs=next(iter(runs.values())).train.workers)
+
+
+def _run(rank: int, runs: Mapping[str, RunConfig], stop_at: int, lost: frozenset[int], port: int) -> dict[str, Any]:
+    """Returns what the last run gives."""
+    world = next(iter(runs.values())).train.workers
     os.environ["LOCAL_RANK"] = str(rank)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     worker = DisturbedWorker(torch.device("cpu"), rank, world)
     worker.stop_at, worker.lost = stop_at, lost
     try:
-        return run_worker(config, run_uri, worker)
+        return [run_worker(config, run_uri, worker) for run_uri, config in runs.items()][-1]
     finally:
         if world > 1:
             dist.destroy_process_group()

@@ -46,6 +46,9 @@ def test_opensora_agrees_with_a_count_by_hand() -> None:
     assert warmup.states[0] == 16 * (trained - still) + 4 * still
     assert joint.traffic[0] == pytest.approx(2 * 4 * trained * 7 / 8, rel=1e-6)
     assert plan.checkpoint_bytes == 12 * trained
+    # Per token and block, in bf16: queries, keys, values, attention, its output, the MLP's middle and output; and a sum per head in fp32.
+    products = 4 * 5 * 256 * 56 * (2 * 10 * 1152 + 4 * 16)
+    assert joint.checkpointing["products"].kept - joint.checkpointing["inputs"].kept == pytest.approx(products, rel=0.02)
 
 
 def test_what_is_planned_is_what_a_step_computes() -> None:
@@ -84,13 +87,21 @@ def test_a_run_can_be_planned_without_its_weights(recipe: str, world: dict[str, 
         warmup, joint = plan.phases
         assert warmup.flops["backward"] < joint.flops["backward"]
         assert warmup.states[2] < joint.states[2]
-    assert len(plan_tables(config, plan)) == 2
+    assert len(plan_tables(config, plan)) == 3
 
 
 def test_checkpointing_keeps_less_and_computes_more() -> None:
     config = build_recipe("small")
-    plain, checkpointed = (estimate(replace(config, train=replace(config.train, activation_checkpointing=on))) for on in (False, True))
-    for before, after in zip(plain.phases, checkpointed.phases, strict=True):
-        assert after.activations < 0.7 * before.activations
-        assert after.flops["forward"] == before.flops["forward"]
-        assert after.flops["backward"] > before.flops["backward"]
+    off = config.train
+    inputs = replace(off, activation_checkpointing=True)
+    ways = {"off": off, "inputs": inputs, "products": replace(inputs, checkpointing_keeps="products")}
+    plans = {name: estimate(replace(config, train=train)).phases for name, train in ways.items()}
+    for plain, saving, middle in zip(*plans.values(), strict=True):
+        assert saving.activations < 0.85 * middle.activations < 0.7 * plain.activations
+        assert saving.flops["forward"] == middle.flops["forward"] == plain.flops["forward"]
+        assert saving.flops["backward"] > middle.flops["backward"] == plain.flops["backward"]
+        # Each plan tells of all choices, so that one dry run shows what there is to choose from.
+        assert saving.checkpointing == middle.checkpointing == plain.checkpointing
+        for name, phase in zip(plans, (plain, saving, middle), strict=True):
+            way = plain.checkpointing[name]
+            assert (phase.activations, phase.flops["backward"]) == (way.kept, plain.flops["backward"] + way.again)

@@ -57,6 +57,7 @@ def test_lost_workers_in_both_phases_change_nothing(undisturbed: Undisturbed, ou
     outcomes.add("SIGKILL of a worker", "once in each phase", RECOVERED, steps_again(run), seconds)
 
 
+@pytest.mark.long
 def test_a_damaged_newest_checkpoint_is_passed_over_when_a_worker_is_lost(undisturbed: Undisturbed, outcomes: Outcomes) -> None:
     config = write_config(undisturbed.folder, *SETTINGS)
     with job("--config", config) as running:
@@ -78,6 +79,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_when_a_worker_is_lost(undist
     outcomes.add("the newest checkpoint is damaged", "as a worker is lost", RECOVERED, steps_again(run), None)
 
 
+@pytest.mark.long
 def test_killed_and_interrupted_jobs_resume_to_the_same_losses(undisturbed: Undisturbed, outcomes: Outcomes) -> None:
     config = write_config(undisturbed.folder, *SETTINGS)
     with job("--config", config) as running:

@@ -72,6 +72,7 @@ def test_twenty_seconds_without_storage_change_nothing(server: S3, tmp_path: Pat
     outcomes.add("object storage away for 20 s", "in warm-up", "recovered: same clips", 0, 20 + seconds)
 
 
+@pytest.mark.long
 def test_storage_gone_for_good_is_one_error_and_a_checkpoint(server: S3, tmp_path: Path, outcomes: Outcomes) -> None:
     config = write_config(server, tmp_path)
     with job("--config", config, environment=environment(server, 4)) as running:

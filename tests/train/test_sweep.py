@@ -142,6 +142,7 @@ def test_trials_are_nested_in_one_mlflow_run(study: Study) -> None:
     assert states == {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
+@pytest.mark.long
 def test_a_metric_that_no_trial_logs_is_named(tmp_path: Path) -> None:
     ended = sweep(write_space(tmp_path, metric="flow_lost", fields={"joint.steps": [LONG]}), "--output", tmp_path / "runs")
     assert ended.code == 1

@@ -39,6 +39,7 @@ class VectorQuantiser(CodebookQuantiser):
         self.register_buffer("offset", torch.zeros(size))
         self.register_buffer("uses", torch.zeros(config.codes, dtype=torch.int64))
         self.register_buffer("placed", torch.tensor(config.init != "data"))
+        self._known_placed = config.init != "data"
         self.register_buffer("last_reset", torch.tensor(0))
 
     @property
@@ -57,7 +58,9 @@ class VectorQuantiser(CodebookQuantiser):
     def _place(self, rows: Tensor, step: int) -> None:
         """Put all codes (first batch of ``init: data``) or the unused ones (every ``reset_every`` steps) onto z drawn from the batch."""
         every = self.config.reset_every
-        if not self.placed:
+        # Read until it is so, not at every step: it waits for the device, and codes are not taken up again.
+        self._known_placed = self._known_placed or bool(self.placed)
+        if not self._known_placed:
             dead = torch.ones_like(self.uses, dtype=torch.bool)
         elif every and step % every == 0 and step > int(self.last_reset):
             dead = self.uses == 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 from cola_dist.errors import UserError
 from cola_dist.models.layers import Past
@@ -19,6 +20,19 @@ from cola_dist.models.published import HERE, Loaded, Place, load_published, read
 FORMAT_VERSION = 1
 _INSIDE = ("world", "export/world", "transformer", "unet")
 """Where the generator lies in a run's folder, in its export, and in what authors publish."""
+PRODUCTS = frozenset(
+    {
+        torch.ops.aten.mm.default,
+        torch.ops.aten.addmm.default,
+        torch.ops.aten.convolution.default,
+        torch.ops.aten._scaled_dot_product_flash_attention.default,
+        torch.ops.aten._scaled_dot_product_efficient_attention.default,
+        torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    }
+)
+"""Fused attention and products with weights: nearly all of what a block computes, and a part of what it keeps. Batched products are not among them,
+or attention that is written out would keep its weights."""
 
 
 class WorldModel(nn.Module):
@@ -28,6 +42,8 @@ class WorldModel(nn.Module):
     """Name of the architecture in ``config.json``."""
     shape_names: ClassVar[tuple[str, ...]]
     """The constructor's arguments, all whole numbers, as ``config.json`` keeps them."""
+    shape_more: ClassVar[tuple[str, ...]] = ()
+    """Further arguments of the constructor, which ``config.json`` keeps where they are not 0."""
     published_class: ClassVar[str] = ""
     """What the config.json of its authors calls the architecture; empty where nobody else publishes it."""
     published_model: ClassVar[str] = ""
@@ -40,16 +56,14 @@ class WorldModel(nn.Module):
     """Hash of the files that the weights came from; none = random weights."""
     loaded: Loaded | None = None
     """What became of the tensors in those files."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.checkpointing = False
-        """Keep only the input of each block for backward, and compute its activations again there."""
+    prompt: Loaded | None = None
+    """The file of the null prompt; none where none was given."""
 
     @property
     def shape(self) -> dict[str, int]:
         """The constructor's arguments."""
-        return {name: getattr(self, name) for name in self.shape_names}
+        more = {name: getattr(self, name) for name in self.shape_more}
+        return {name: getattr(self, name) for name in self.shape_names} | {name: value for name, value in more.items() if value}
 
     @classmethod
     def published_shape(cls, config: Mapping[str, Any], where: str) -> dict[str, int]:
@@ -103,13 +117,7 @@ class WorldModel(nn.Module):
 
     @abstractmethod
     def repeated_blocks(self) -> Sequence[nn.Module]:
-        """The blocks that may be compiled one by one."""
-
-    def run(self, block: Callable[..., Any], *inputs: Any) -> Any:
-        """A block's output; with `checkpointing` its activations are not kept."""
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+        """The blocks that may be compiled and checkpointed one by one."""
 
     def save_pretrained(self, uri: str) -> str:
         """Write ``config.json`` and ``model.safetensors`` (fp32) into the folder ``uri``; return the sha256 of the weights' file."""
@@ -146,7 +154,7 @@ class WorldModel(nn.Module):
                     raise UserError(f"the autoencoder's latents have {value} channels but {where} has {shape.get(field)}: {fit}")
                 remedy = f"set world.{field} to {shape.get(field)} or choose another world.pretrained"
                 raise UserError(f"world.{field} is {value} but {where} has {shape.get(field)}: {remedy}")
-        if shape.keys() != set(cls.shape_names) or not all(type(side) is int for side in shape.values()):
+        if shape.keys() - set(cls.shape_more) != set(cls.shape_names) or not all(type(side) is int for side in shape.values()):
             raise UserError(
                 f"{where} does not say how large the generator is, in {', '.join(cls.shape_names)}: save it again with this version"
             )
@@ -163,6 +171,23 @@ class WorldModel(nn.Module):
 def _check_format(config: dict[str, Any], where: str) -> None:
     if config.get("format") != FORMAT_VERSION or not isinstance(config.get("shape"), dict) or not {"kind", "sha256"} <= set(config):
         raise UserError(f"{where} is not a generator's config of format {FORMAT_VERSION}: save it again with this version")
+
+
+def checkpoint_blocks(model: WorldModel, keeps: Literal["inputs", "products"]) -> None:
+    """Let each block keep no more for backward, which computes the rest again; in place, before `compile_blocks`.
+
+    ``inputs``: what the block is given. ``products``: and what its `PRODUCTS` gave.
+    """
+    contexts = partial(create_selective_checkpoint_contexts, _kept) if keeps == "products" else noop_context_fn
+    for block in model.repeated_blocks():
+        # Inside of the block: where it is compiled, the compiler is to know what it may compute again.
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+
+
+def _kept(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+    # A bias that is added in place, as DeepSpeed's linear layer of ZeRO stage 3 does, changes the product that is kept: not to be added once more.
+    keep = operation in PRODUCTS or operation is torch.ops.aten.add_.Tensor
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def compile_blocks(model: WorldModel) -> None:

@@ -115,7 +115,7 @@ class CosmosVideo(WorldModel):
         # Marks of context, and of what lies outside the picture: nothing.
         h = self.patch_embed(torch.cat([x, context, torch.zeros_like(context)], 1)).flatten(1, 3)
         for block in self.transformer_blocks:
-            h = self.run(block, h, None, time, shared, angles)
+            h = block(h, None, time, shared, angles)
         return h, shared, time
 
 

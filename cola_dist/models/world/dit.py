@@ -108,5 +108,5 @@ class SpaceTimeDiT(WorldModel):
             rows = shared + self.tables[index]
             if modulation is not None:
                 rows = rows + modulation[:, :, index]
-            x = self.run(block, x, rows, past[index] if past else None)
+            x = block(x, rows, past[index] if past else None)
         return x

@@ -125,7 +125,7 @@ class STDiT3(WorldModel):
         )
         angles = self.rope(before + frames)[before:]
         for index, block in enumerate(self.repeated_blocks()):
-            x = self.run(block, x, rows, angles, past[index // 2] if past else None)
+            x = block(x, rows, angles, past[index // 2] if past else None)
         return x
 
 

@@ -133,4 +133,4 @@ class SvdUNet(WorldModel):
         more["image_only_indicator"] = torch.zeros(*frames, device=hidden.device)
         if getattr(block, "has_cross_attention", False):
             more["encoder_hidden_states"] = context
-        return self.run(lambda h, e: block(h, temb=e, **more), hidden, embedded)
+        return block(hidden, temb=embedded, **more)

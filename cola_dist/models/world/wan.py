@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cola_dist.models.layers import Nothing, pooled_places, unpatchify_channels_last
+from cola_dist.models.published import MOST_TOKENS, Loaded
 from cola_dist.models.world.base import WorldModel
 
 
@@ -18,19 +20,24 @@ class WanVideo(WorldModel):
     Attention goes both ways in time, as in pretraining. As in STDiT3 one row set of shift, scale and gate from the flow time is shared by all blocks;
     here it is one per frame, by the path that diffusers has for one flow time per token.
 
-    The prompt is one token of zeros, which stands for any number of them, since equal keys share their weight: Wan pads prompts with zeros, so
-    that is what it saw of an empty prompt but for one end token. With ``text_width`` 0 cross-attention and the text's embedder are gone.
+    The prompt is always empty. Of its embedding by the text encoder `take_prompt` is given the rows, which are kept with the weights. Without, it is
+    one token of zeros, which stands for any number of them, since equal keys share their weight: Wan pads prompts with zeros, so that is what it saw
+    of an empty prompt but for one end token. With ``text_width`` 0 cross-attention and the text's embedder are gone.
     """
 
     kind = "wan"
     shape_names = ("channels", "patch", "width", "depth", "heads", "mlp_width", "text_width")
+    shape_more = ("prompt_tokens",)
     published_class, published_model = "WanTransformer3DModel", "Wan 2.1, text to video"
     published_fixed: ClassVar[Mapping[str, Any]] = {
         **{"patch_size": [1, 2, 2], "qk_norm": "rms_norm_across_heads", "cross_attn_norm": True, "freq_dim": 256},
         **{"image_dim": None, "added_kv_proj_dim": None},
     }
 
-    def __init__(self, channels: int, patch: int, width: int, depth: int, heads: int, mlp_width: int, text_width: int) -> None:
+    def __init__(
+        self, channels: int, patch: int, width: int, depth: int, heads: int, mlp_width: int, text_width: int, prompt_tokens: int = 0
+    ) -> None:
+        """``prompt_tokens``: rows of the null prompt that the weights hold."""
         from diffusers import WanTransformer3DModel
 
         super().__init__()
@@ -54,6 +61,22 @@ class WanVideo(WorldModel):
             self.condition_embedder.text_embedder = nn.Identity()
             for block in self.blocks:
                 block.attn2, block.norm2 = Nothing(), nn.Identity()
+        self.prompt_tokens = 0
+        if prompt_tokens:
+            self._keep_prompt(torch.zeros(min(prompt_tokens, MOST_TOKENS), text_width))
+
+    null_prompt: Tensor
+
+    def take_prompt(self, rows: Tensor, loaded: Loaded) -> None:
+        """Give ``rows [n, text_width]`` for the prompt from here on, which ``loaded`` tells the file of."""
+        self._keep_prompt(rows)
+        self.prompt = loaded
+        if self.content_hash is not None:
+            self.content_hash = hashlib.sha256(f"{self.content_hash}\n{loaded.sha256}\n".encode()).hexdigest()
+
+    def _keep_prompt(self, rows: Tensor) -> None:
+        self.prompt_tokens = len(rows)
+        self.register_buffer("null_prompt", rows)
 
     @property
     def published_drops(self) -> str:  # type: ignore[override]
@@ -93,8 +116,9 @@ class WanVideo(WorldModel):
         return pooled_places(hidden.unflatten(1, (-1, rows * columns)), rows, columns)
 
     def _conditions(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For ``tau [B, L]``: embedded time ``[B, L, width]``, its rows ``[B, L, 6, width]``, and the prompt ``[B, 1, width]``."""
-        prompt = torch.zeros(len(tau), 1, self.text_width or self.width, device=tau.device)
+        """For ``tau [B, L]``: embedded time ``[B, L, width]``, its rows ``[B, L, 6, width]``, and the prompt ``[B, n, width]``."""
+        prompt = self.null_prompt if self.prompt_tokens else torch.zeros(1, self.text_width or self.width, device=tau.device)
+        prompt = prompt.expand(len(tau), -1, -1)
         time, rows, prompt, _ = self.condition_embedder((1000.0 * tau).flatten(), prompt, None, timestep_seq_len=tau.shape[1])
         return time, rows.unflatten(2, (6, -1)), prompt
 
@@ -109,5 +133,5 @@ class WanVideo(WorldModel):
         angles = self.rope(x)
         h = self.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
         for block in self.blocks:
-            h = self.run(block, h, prompt, rows, angles)
+            h = block(h, prompt, rows, angles)
         return h, time
