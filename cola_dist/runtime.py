@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import ray
+from ray._private import ray_logging
 from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -29,6 +30,8 @@ def connect(cpus: float, debug: bool) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray holds a message back that it has just said, and prints it as it ends: to stdout, after a job's result.
+    ray_logging.RAY_DEDUP_LOGS = False
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=debug)
         return

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cola_dist.command import run_command
-from cola_dist.errors import UserError
+from cola_dist.errors import RunError, UserError
 
 
 def test_a_result_is_one_json_object_last_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,6 +44,7 @@ def test_exit_code_follows_the_status(status: str, code: int, capsys: pytest.Cap
     ("error", "code", "line"),
     [
         (UserError("data.frames is 1: give 2"), 2, "error: data.frames is 1: give 2\n"),
+        (RunError("worker 1 was lost: --resume it"), 1, "error: worker 1 was lost: --resume it\n"),
         (RuntimeError("first\n  last one "), 1, "error: RuntimeError: last one (--debug shows where)\n"),
         (KeyError(), 1, "error: KeyError: no message (--debug shows where)\n"),
     ],

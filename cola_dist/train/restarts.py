@@ -59,7 +59,7 @@ def _why(error: Exception) -> tuple[int, str]:
 def cause(errors: Mapping[int, Exception]) -> str:
     """Why a group broke down, of whose workers these (by rank) failed with these errors."""
     if not errors:
-        return "the workers could not be started"
+        return "the workers could not be started, or were told to go"
     found = {rank: _why(error) for rank, error in errors.items()}
     rank = min(found, key=lambda rank: (found[rank][0], rank))
     return redact(f"worker {rank} {found[rank][1]}")
@@ -87,6 +87,7 @@ class Restarts(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         self._board, self._run_uri, self._limit = board, run_uri, limit
         self._group: Any = None
         self._errors: dict[int, Exception] = {}
+        self._told = ""
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Called for each group."""
@@ -105,8 +106,10 @@ class Restarts(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         if failure_decision == FailureDecision.RETRY:
             newest = _newest(self._run_uri)
             line = f"{why}; a new group of workers goes on from {f'checkpoint {storage.name(newest)}' if newest else 'the beginning'}"
-            _log.warning(line)
-            ray.get(self._board.note.remote(line))
+            if line != self._told:  # a group that waits for a node is tried again and again
+                _log.warning(line)
+                ray.get(self._board.note.remote(line))
+            self._told = line
         else:
             ray.get(self._board.give_up.remote(f"{why}; given up after {self._limit} restarts (train.max_restarts): {kept(self._run_uri)}"))
 
