@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,7 +15,6 @@ from tests.conftest import Undisturbed
 from tests.outcomes import ONE_ERROR, RECOVERED, Outcomes
 from tests.train.jobs import (
     WARMUP,
-    Job,
     errors_of,
     is_gone,
     job,
@@ -49,10 +47,6 @@ def all_gone(processes: list[psutil.Process]) -> float:
     return time.monotonic() - began
 
 
-def newest_is_loadable(run: Path) -> bool:
-    return Checkpoint(latest(str(run)) or "").position.step == newest_step(run)
-
-
 def test_a_kill_within_a_checkpoint_and_a_worker_that_hangs_change_nothing(undisturbed: Undisturbed, outcomes: Outcomes) -> None:
     config = write_config(undisturbed.folder, *SETTINGS, "--train.collective-timeout-s", str(PATIENCE_S))
     with job("--config", config) as running:
@@ -81,7 +75,7 @@ def test_a_kill_within_a_checkpoint_and_a_worker_that_hangs_change_nothing(undis
     outcomes.add("a worker hangs", when, RECOVERED, None, hanging)
 
 
-def test_driver_node_and_head_lost_one_after_another(undisturbed: Undisturbed, outcomes: Outcomes) -> None:
+def test_a_lost_driver_takes_its_workers_along(undisturbed: Undisturbed, outcomes: Outcomes) -> None:
     config = write_config(undisturbed.folder, *SETTINGS)
     with job("--config", config) as running:
         run = wait_for_run(running, undisturbed.folder / config.stem.replace("config", "runs"))
@@ -89,32 +83,36 @@ def test_driver_node_and_head_lost_one_after_another(undisturbed: Undisturbed, o
         workers = running.workers()
         assert len(workers) == 2
         running.kill_alone()
-        ended = all_gone(workers)
-    assert newest_is_loadable(run)
-    outcomes.add("SIGKILL of the driver", "in warm-up", "its workers end, loadable checkpoint; resumed to the same losses", None, ended)
+        seconds = all_gone(workers)
+    goes_on(run, undisturbed)
+    outcome = "its workers end, loadable checkpoint; resumed to the same losses"
+    outcomes.add("SIGKILL of the driver", "in warm-up", outcome, steps_again(run), seconds)
 
-    for name, what in (("raylet", "raylet (the node)"), ("gcs_server", "head (GCS)")):
-        kept = newest_step(run)
-        with job("--resume", run) as running:
-            running.wait_until(lambda kept=kept: newest_step(run) >= kept + SETTLED)
-            seconds = strike(running, lambda running, name=name: running.kill_ray(name))
-            ended_job = running.wait()
-        assert ended_job.code == 1
-        (error,) = errors_of(ended_job)
-        assert error.startswith(f"error: this machine's Ray broke down under the run ({name} ended): checkpoint step-")
-        assert f"--resume {run}" in error
-        assert newest_is_loadable(run)
-        outcomes.add(f"SIGKILL of the {what}", "at a random step", ONE_ERROR, None, seconds)
 
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_lost_node_or_head_is_one_error(undisturbed: Undisturbed, outcomes: Outcomes, name: str) -> None:
+    config = write_config(undisturbed.folder, *SETTINGS)
+    with job("--config", config) as running:
+        run = wait_for_run(running, undisturbed.folder / config.stem.replace("config", "runs"))
+        running.wait_until(lambda: newest_step(run) >= SETTLED)
+        workers, began = running.workers(), time.monotonic()
+        running.kill_ray(name)
+        ended = running.wait()
+        all_gone(workers)
+        seconds = time.monotonic() - began
+    assert ended.code == 1
+    (error,) = errors_of(ended)
+    assert error.startswith(f"error: this machine's Ray broke down under the run ({name} ended): checkpoint step-")
+    assert f"--resume {run}" in error
+    goes_on(run, undisturbed)
+    outcomes.add(
+        f"SIGKILL of the {'node (raylet)' if name == 'raylet' else 'head (GCS)'}", "in warm-up", ONE_ERROR, steps_again(run), seconds
+    )
+
+
+def goes_on(run: Path, undisturbed: Undisturbed) -> None:
+    """What was kept can be loaded, and resuming it gives the undisturbed run's losses."""
+    assert Checkpoint(latest(str(run)) or "").position.step == newest_step(run) >= SETTLED
     assert run_job("--resume", run).result["status"] == "finished"
     assert read_trace(str(run)) == read_trace(str(undisturbed.run))
     assert hashes(run) == hashes(undisturbed.run)
-
-
-def strike(running: Job, fault: Callable[[Job], None]) -> float:
-    """Seconds from a fault until the job and its training processes have ended."""
-    workers, began = running.workers(), time.monotonic()
-    fault(running)
-    running.wait()
-    all_gone(workers)
-    return time.monotonic() - began
