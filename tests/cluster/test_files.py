@@ -124,7 +124,8 @@ STAND_INS = {
     "srun": 'while [[ $1 == --* ]]; do shift; done; if [[ $1 == hostname ]]; then echo 10.0.0.1 ::1; else exec "$@"; fi',
     "ray": """
 case "$1 ${2:-}" in
-"start "*) trap 'echo "ended $*" >>"$CALLS"; exit 0' TERM; test -s "$RAY_AUTH_TOKEN_PATH" || exit 9; echo up >>"$CALLS"; while true; do sleep 0.05; done ;;
+"start "*) trap 'echo "ended $*" >>"$CALLS"; exit 0' TERM; test -s "$RAY_AUTH_TOKEN_PATH" || exit 9
+    echo up >>"$CALLS"; while true; do sleep 0.05; done ;;
 "job submit") # Nodes that are told to end before they listen would end unseen.
     while (( $(grep -c "^up" "$CALLS") < 3 )); do sleep 0.05; done
     stat -c "token %a" "$RAY_AUTH_TOKEN_PATH" >>"$CALLS"; while [[ ! -e $CALLS.stop ]]; do sleep 0.05; done; exit "$(cat "$CALLS.stop")" ;;

@@ -74,7 +74,7 @@ def sizes() -> list[object]:
     """The recipe `opensora` with the planner's figures in round numbers: to count them takes half a minute."""
     parameters = {"lam": 116_000_000, "conditioning": 74_000_000, "world": 904_000_000}
     phases = [
-        PhasePlan(name, trains, {"forward": 1.3e15, "backward": 1.1e15}, 9 * 10**9, (0, 0, 0, 0), (0, 0, 0, 0))
+        PhasePlan(name, trains, {"forward": 1.3e15, "backward": 1.1e15}, 9 * 10**9, {}, (0, 0, 0, 0), (0, 0, 0, 0))
         for name, trains in (("warmup", ("lam", "conditioning")), ("joint", ("lam", "conditioning", "world")))
     ]
     plan = Plan(parameters, tuple(phases), 12 * sum(parameters.values()))
