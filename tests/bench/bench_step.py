@@ -1,11 +1,14 @@
 """What a step costs on this machine's accelerator (or CPU): LAM, generator, warm-up and joint step, against the same model written plainly.
 
-    python tests/bench/bench_step.py [--recipe opensora] [--clips 4] [--steps 10] [--rounds 3] [--no-compile] [--section.field VALUE ...]
+    python tests/bench/bench_step.py [--recipe opensora] [--clips 4] [--steps 10] [--rounds 3] [--no-compile] [--checkpointing]
+        [--section.field VALUE ...]
 
 Weights are random, so no checkpoint is needed; latents are given, and the autoencoder is timed by itself at its published size. ``fast`` is how
 this project trains: fused attention, blocks compiled (on an accelerator), fused AdamW, activation checkpointing as the recipe says. ``plain`` is the
 same model and optimizer with attention written out, nothing compiled, nothing fused, nothing checkpointed; where it runs out of memory, it says so.
-Both in alternation, medians over rounds. Without a GPU, give a small size, for instance ``--recipe tiny``.
+Both in alternation, medians over rounds. Without a GPU, give a small size, for instance ``--recipe tiny``. ``--checkpointing`` compares instead the
+fast way with blocks that keep everything for backward (``off``), ``inputs`` or ``products``. ``cpu_seconds`` are of this process, all threads: where
+others use the CPU as well they are the steadier figure.
 
 MFU = operations of forward and backward as `cola_dist.train.estimate` counts them, without what checkpointing computes again, per second, over the
 accelerator's dense bf16 peak. Tokens are the generator's: latent frames times places. Prints one JSON line last.
@@ -50,16 +53,27 @@ def clips_of(config: RunConfig, count: int, device: torch.device) -> Clips:
     return Clips(video, torch.arange(count), torch.zeros(count, dtype=torch.int64), given).to(device)
 
 
+def ways(config: RunConfig, checkpointing: bool) -> dict[str, RunConfig]:
+    """What is compared, by name; ``plain`` is also without fused kernels."""
+    train = config.train
+    if not checkpointing:
+        return {"fast": config, "plain": replace(config, train=replace(train, compile=False, activation_checkpointing=False))}
+    on = replace(train, activation_checkpointing=True)
+    choices = {
+        "off": replace(train, activation_checkpointing=False),
+        "inputs": replace(on, checkpointing_keeps="inputs"),
+        "products": replace(on, checkpointing_keeps="products"),
+    }
+    return {name: replace(config, train=choice) for name, choice in choices.items()}
+
+
 def works(config: RunConfig, count: int, device: torch.device, fast: bool) -> dict[str, Callable[[], None]]:
     """What is timed, by name."""
     on_gpu = device.type == "cuda"
-    train = replace(
-        config.train, compile=fast and config.train.compile, activation_checkpointing=fast and config.train.activation_checkpointing
-    )
     # Latents are given: of the autoencoder only their shape is needed.
     autoencoder = PixelAutoencoder()
     autoencoder.shape = AUTOENCODERS[config.autoencoder.kind]
-    built = replace(config, train=train, world=replace(config.world, pretrained=None))
+    built = replace(config, world=replace(config.world, pretrained=None))
     method: Any = build_method(built, on_gpu, autoencoder).to(device)
     clips = clips_of(config, count, device)
     optimizer = torch.optim.AdamW(method.parameters(), lr=1e-5, fused=fast and on_gpu)
@@ -86,32 +100,36 @@ def works(config: RunConfig, count: int, device: torch.device, fast: bool) -> di
     return {phase.name: step(phase) for phase in phases(config)} | {"lam": lam, "generator forward": generator}
 
 
-def seconds(work: Callable[[], None], steps: int, device: torch.device) -> float:
+def seconds(work: Callable[[], None], steps: int, device: torch.device) -> tuple[float, float]:
+    """Of one call: of the clock, and of this process's processors."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), time.process_time()
     for _ in range(steps):
         work()
     wait()
-    return (time.perf_counter() - began) / steps
+    return (time.perf_counter() - began) / steps, (time.process_time() - spent) / steps
 
 
 def measure(config: RunConfig, asked: argparse.Namespace, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Seconds and peak memory of everything, both ways."""
+    """Seconds and peak memory of everything, every way."""
     found: dict[str, dict[str, list[float]]] = {}
+    compared = ways(config, asked.checkpointing)
     for round_ in range(asked.rounds):
-        for way in ("fast", "plain") if round_ % 2 == 0 else ("plain", "fast"):
-            with nullcontext() if way == "fast" else sdpa_kernel(SDPBackend.MATH):
+        for way in compared if round_ % 2 == 0 else reversed(compared):
+            with nullcontext() if way != "plain" else sdpa_kernel(SDPBackend.MATH):
                 try:
-                    for name, work in works(config, asked.clips, device, way == "fast").items():
+                    for name, work in works(compared[way], asked.clips, device, way != "plain").items():
                         work()  # compiles, fills caches
                         if device.type == "cuda":
                             torch.cuda.reset_peak_memory_stats()
-                        entry = found.setdefault(f"{name}, {way}", {"seconds": [], "peak_bytes": []})
-                        entry["seconds"].append(seconds(work, asked.steps, device))
+                        entry = found.setdefault(f"{name}, {way}", {"seconds": [], "cpu_seconds": [], "peak_bytes": []})
+                        clock, processors = seconds(work, asked.steps, device)
+                        entry["seconds"].append(clock)
+                        entry["cpu_seconds"].append(processors)
                         entry["peak_bytes"].append(torch.cuda.max_memory_allocated() if device.type == "cuda" else 0)
                 except torch.cuda.OutOfMemoryError:
-                    found.setdefault(f"out of memory, {way}", {"seconds": [], "peak_bytes": []})
+                    found.setdefault(f"out of memory, {way}", {"seconds": [], "cpu_seconds": [], "peak_bytes": []})
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     return {name: {key: statistics.median(values) if values else None for key, values in entry.items()} for name, entry in found.items()}
@@ -136,7 +154,7 @@ def autoencoder_seconds(config: RunConfig, asked: argparse.Namespace, device: to
                 encode(video)
 
     work()
-    return seconds(work, max(1, asked.steps // 2), device)
+    return seconds(work, max(1, asked.steps // 2), device)[0]
 
 
 def main() -> None:
@@ -146,6 +164,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true")
     asked, options = parser.parse_known_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = apply_overrides(base_of(asked.recipe), options)
